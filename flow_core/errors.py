@@ -1,0 +1,430 @@
+"""Every error a caller can meet, as one tree. Standard library only, so that importing it costs nothing.
+
+    FlowError                       .message .suggestions .error_code .retryable
+    ├── AuthenticationError         no key, or one that is refused
+    ├── ConfigError                 a settings file, variable or argument that cannot be used
+    ├── ResourceNotFoundError       something named does not exist
+    │   ├── TaskNotFoundError
+    │   └── VolumeNotFoundError
+    ├── ValidationError             a value that cannot be right (also a ValueError)
+    │   └── SpecRejected            right in itself, but this provider can never run it
+    ├── SerializationError          a value that cannot travel (also a TypeError)
+    ├── APIError                    .status_code
+    │   └── ValidationAPIError      the service refused the request's contents (422)
+    ├── NetworkError                retryable
+    ├── TimeoutError                also a builtins.TimeoutError; alias FlowTimeoutError
+    ├── ProviderError               the back end failed
+    │   └── ProviderUnavailable     retryable: nothing is known to have changed, ask again with the same key
+    ├── ResourceNotAvailableError   retryable: no instance is free now
+    ├── QuotaExceededError          alias InsufficientQuotaError
+    ├── VolumeError
+    └── TaskExecutionError          .task_id .exit_code .signal .reason .log_tail
+        ├── TaskCancelledError
+        ├── TaskTimeLimitError
+        ├── TaskOutOfMemoryError
+        ├── WorkerDiedError         retryable: the machine or the runner vanished
+        ├── ResultError             the task ended, but its result cannot be read
+        └── RemoteExecutionError    the user's function raised (also a RuntimeError, and the user's own class)
+
+`str(error)` is the message and one line per suggestion; a task's error adds the remote traceback and the
+end of the log. Every error survives pickling with all its fields.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from flow_core.remote_errors import find_exception_class, mixed_class
+
+__all__ = [
+    "APIError",
+    "AuthenticationError",
+    "ConfigError",
+    "FlowError",
+    "FlowTimeoutError",
+    "InsufficientQuotaError",
+    "NetworkError",
+    "ProviderError",
+    "ProviderUnavailable",
+    "QuotaExceededError",
+    "RemoteExecutionError",
+    "ResourceNotAvailableError",
+    "ResourceNotFoundError",
+    "ResultError",
+    "SerializationError",
+    "SpecRejected",
+    "TaskCancelledError",
+    "TaskExecutionError",
+    "TaskNotFoundError",
+    "TaskOutOfMemoryError",
+    "TaskTimeLimitError",
+    "TimeoutError",
+    "ValidationAPIError",
+    "ValidationError",
+    "VolumeError",
+    "VolumeNotFoundError",
+    "WorkerDiedError",
+    "close_names",
+    "remote_error",
+]
+
+
+class FlowError(Exception):
+    """The root of all errors raised on purpose.
+
+    `message` says what happened and with which value, `suggestions` what to do next (one sentence each),
+    `error_code` is a stable word for programs, and `retryable` says whether asking again unchanged can help.
+    """
+
+    default_code: ClassVar[str] = "flow-error"
+    default_retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        suggestions: Sequence[str] = (),
+        error_code: str | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        # Not super(): below us may stand a user's class whose __init__ expects other arguments.
+        Exception.__init__(self, message)
+        self.message: str = message
+        self.suggestions: list[str] = [suggestions] if isinstance(suggestions, str) else list(suggestions)
+        self.error_code: str = self.default_code if error_code is None else error_code
+        self.retryable: bool = self.default_retryable if retryable is None else retryable
+
+    def __str__(self) -> str:
+        return "\n".join([self.message, *(f"  - {suggestion}" for suggestion in self.suggestions)])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.message!r})"
+
+
+class AuthenticationError(FlowError):
+    """There is no API key, or the service refuses it."""
+
+    default_code = "authentication"
+
+
+class ConfigError(FlowError):
+    """A setting cannot be used; the message names the file, variable or argument it came from."""
+
+    default_code = "config"
+
+
+class ResourceNotFoundError(FlowError):
+    """Something that was asked for by name or id does not exist."""
+
+    default_code = "not-found"
+
+
+class TaskNotFoundError(ResourceNotFoundError):
+    """No task has this id here."""
+
+    default_code = "task-not-found"
+
+
+class VolumeNotFoundError(ResourceNotFoundError):
+    """No volume has this name or id here."""
+
+    default_code = "volume-not-found"
+
+
+class ValidationError(FlowError, ValueError):
+    """A value cannot be right, whatever machine runs it. Nothing was started."""
+
+    default_code = "validation"
+
+
+class SpecRejected(ValidationError):
+    """This provider can never run this task: no retry helps. Nothing was started."""
+
+    default_code = "spec-rejected"
+
+
+class SerializationError(FlowError, TypeError):
+    """An argument or a result cannot travel; the message names its path, as in `args[0]['x']`."""
+
+    default_code = "serialization"
+
+
+class APIError(FlowError):
+    """A remote service answered with an error; `status_code` is its HTTP status where there was one."""
+
+    default_code = "api"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status_code: int | None = None,
+        suggestions: Sequence[str] = (),
+        error_code: str | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message, suggestions=suggestions, error_code=error_code, retryable=retryable)
+        self.status_code: int | None = status_code
+
+
+class ValidationAPIError(APIError):
+    """The service understood the request and refuses its contents (HTTP 422)."""
+
+    default_code = "api-validation"
+
+
+class NetworkError(FlowError):
+    """The service could not be reached, or the connection broke before its answer came."""
+
+    default_code = "network"
+    default_retryable = True
+
+
+class TimeoutError(FlowError, builtins.TimeoutError):
+    """The caller's own waiting time is over. The task itself goes on: wait again, or cancel it.
+
+    A `TimeoutError` raised *by the user's function* is a `RemoteExecutionError` and never an instance of
+    this class, so that `except FlowTimeoutError` only catches the end of one's own patience.
+    """
+
+    default_code = "timeout"
+    default_retryable = True
+
+
+class ProviderError(FlowError):
+    """The back end failed in a way that it does not explain further."""
+
+    default_code = "provider"
+
+
+class ProviderUnavailable(ProviderError):
+    """The back end cannot answer now; nothing is known to have changed. Ask again with the same key."""
+
+    default_code = "provider-unavailable"
+    default_retryable = True
+
+
+class ResourceNotAvailableError(FlowError):
+    """What was asked for exists, but none is free now."""
+
+    default_code = "not-available"
+    default_retryable = True
+
+
+class QuotaExceededError(FlowError):
+    """The project may not have more of this; a retry helps only after something else was given back."""
+
+    default_code = "quota-exceeded"
+
+
+class VolumeError(FlowError):
+    """A volume cannot be created, attached or deleted."""
+
+    default_code = "volume"
+
+
+class TaskExecutionError(FlowError):
+    """A task ended without success.
+
+    `exit_code` or `signal` say how the command ended where that is known, `reason` is the snapshot's word
+    for it (`exit`, `time-limit`, `runner-died` …), and `log_tail` is the end of what the task printed.
+    """
+
+    default_code = "task-execution"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        task_id: str = "",
+        exit_code: int | None = None,
+        signal: int | None = None,
+        reason: str = "",
+        log_tail: str = "",
+        suggestions: Sequence[str] = (),
+        error_code: str | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message, suggestions=suggestions, error_code=error_code, retryable=retryable)
+        self.task_id: str = task_id
+        self.exit_code: int | None = exit_code
+        self.signal: int | None = signal
+        self.reason: str = reason
+        self.log_tail: str = log_tail
+
+    def __str__(self) -> str:
+        return "\n\n".join([super().__str__(), *self._sections()])
+
+    def _sections(self) -> list[str]:
+        return _log_section(self.log_tail)
+
+
+class TaskCancelledError(TaskExecutionError):
+    """Someone cancelled the task."""
+
+    default_code = "task-cancelled"
+
+
+class TaskTimeLimitError(TaskExecutionError):
+    """The task ran past `max_run_time_hours` and was stopped on its machine."""
+
+    default_code = "task-time-limit"
+
+
+class TaskOutOfMemoryError(TaskExecutionError):
+    """The machine killed the task because it used too much memory."""
+
+    default_code = "task-out-of-memory"
+
+
+class WorkerDiedError(TaskExecutionError):
+    """The machine or the runner vanished under the task (`reason`: runner-died, reboot or lost).
+
+    The user's code is not to blame, so running the task again can help.
+    """
+
+    default_code = "worker-died"
+    default_retryable = True
+
+
+class ResultError(TaskExecutionError):
+    """The task ended, but its result cannot be read: missing, damaged, too large, or it cannot travel."""
+
+    default_code = "result"
+
+
+class RemoteExecutionError(TaskExecutionError, RuntimeError):
+    """The user's function raised on the remote machine.
+
+    Where the user's exception class is a built-in one or already imported here, the error is an instance of
+    it as well: `except ValueError` catches a remote `ValueError`. The user's `__init__` is not run, so the
+    attributes that it would set are absent; `exception_type`, `exception_module`, `exception_message` and
+    `remote_traceback` always tell what happened. `__cause__` and `__context__` hold the remote chain.
+    """
+
+    default_code = "remote-execution"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        exception_type: str = "",
+        exception_module: str = "",
+        exception_message: str = "",
+        remote_traceback: str = "",
+        task_id: str = "",
+        exit_code: int | None = None,
+        signal: int | None = None,
+        reason: str = "",
+        log_tail: str = "",
+        suggestions: Sequence[str] = (),
+        error_code: str | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(
+            message,
+            task_id=task_id,
+            exit_code=exit_code,
+            signal=signal,
+            reason=reason,
+            log_tail=log_tail,
+            suggestions=suggestions,
+            error_code=error_code,
+            retryable=retryable,
+        )
+        self.exception_type: str = exception_type
+        self.exception_module: str = exception_module
+        self.exception_message: str = exception_message
+        self.remote_traceback: str = remote_traceback
+        self._record: Mapping[str, Any] = {}
+
+    def __init_subclass__(cls) -> None:
+        """Keep a user class's own `__init_subclass__` from running: being mixed in is not being inherited."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle_remote, (self.message, dict(self._record), dict(self.__dict__))
+
+    def _sections(self) -> list[str]:
+        trace = self.remote_traceback.strip("\n")
+        if not trace:
+            return _log_section(self.log_tail)
+        # A traceback is usually printed to the log as well: show it once.
+        return [f"Remote traceback:\n{trace}", *_log_section(self.log_tail.replace(trace, ""))]
+
+
+FlowTimeoutError = TimeoutError
+"""`TimeoutError` under a name that does not shadow the built-in one."""
+
+InsufficientQuotaError = QuotaExceededError
+"""The other documented name of `QuotaExceededError`."""
+
+_REMOTE_FIELDS = frozenset(vars(RemoteExecutionError("")))
+
+
+def remote_error(record: Mapping[str, Any], **fields: Any) -> RemoteExecutionError:
+    """Rebuild what the remote function raised from its error record.
+
+    `record` holds `type`, `module`, `qualname`, `message`, `traceback`, `notes`, and `cause` and `context`
+    (records or None); every one may be missing. `fields` are those of `TaskExecutionError`. No code of the
+    user runs and nothing is imported: the error is an instance of the user's class only if that class is
+    found in a module that is already loaded. Nor is it ever an instance of another `FlowError`, or of an
+    exception that steers the interpreter (SystemExit, KeyboardInterrupt, StopIteration …).
+    """
+    name = str(record.get("type") or "Exception")
+    text = str(record.get("message") or "")
+    found = find_exception_class(str(record.get("module") or ""), str(record.get("qualname") or name))
+    if found is None or issubclass(found, FlowError):
+        cls = RemoteExecutionError
+    else:
+        cls = mixed_class(RemoteExecutionError, found, _REMOTE_FIELDS)
+    if isinstance(record.get("exit_code"), int):
+        fields.setdefault("exit_code", record["exit_code"])
+    error = cls(
+        f"Remote execution failed: {name}: {text}" if text else f"Remote execution failed: {name}",
+        exception_type=name,
+        exception_module=str(record.get("module") or ""),
+        exception_message=text,
+        remote_traceback=str(record.get("traceback") or ""),
+        **fields,
+    )
+    _attach(error, record)
+    return error
+
+
+def close_names(name: str, options: Iterable[str]) -> list[str]:
+    """The options that look most like `name`, best first, at most three; none when nothing is near."""
+    import difflib
+
+    by_lower = {option.lower(): option for option in options}
+    return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)]
+
+
+def _attach(error: RemoteExecutionError, record: Mapping[str, Any]) -> None:
+    """Give the error its record, notes and chain, none of which the constructor takes."""
+    error._record = record
+    notes = record.get("notes")
+    if notes:
+        error.__notes__ = [str(note) for note in notes]
+    cause, context = record.get("cause"), record.get("context")
+    if isinstance(cause, Mapping):
+        error.__cause__ = remote_error(cause)
+    if isinstance(context, Mapping):
+        error.__context__ = remote_error(context)
+    if isinstance(error, SyntaxError):
+        error.msg = str(error)  # what a traceback shows of a SyntaxError
+
+
+def _unpickle_remote(
+    message: str, record: dict[str, Any], state: dict[str, Any]
+) -> RemoteExecutionError:
+    error = remote_error(record) if record else RemoteExecutionError(message)
+    error.args = (message,)
+    error.__dict__.update(state)
+    return error
+
+
+def _log_section(log_tail: str) -> list[str]:
+    tail = log_tail.strip("\n")
+    return [f"Last lines of the log:\n{tail}"] if tail.strip() else []
