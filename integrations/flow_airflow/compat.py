@@ -1,0 +1,45 @@
+"""Names that moved between Airflow 3.1 and 3.3, and what only the later one has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airflow.triggers.base import BaseTrigger
+
+if TYPE_CHECKING:
+    from airflow.sdk.exceptions import (
+        AirflowException,
+        AirflowFailException,
+        AirflowTaskTimeout,
+        TaskDeferralError,
+        TaskDeferralTimeout,
+    )
+else:
+    try:  # Airflow 3.2 and later
+        from airflow.sdk.exceptions import (
+            AirflowException,
+            AirflowFailException,
+            AirflowTaskTimeout,
+            TaskDeferralError,
+            TaskDeferralTimeout,
+        )
+    except ImportError:
+        from airflow.exceptions import (
+            AirflowException,
+            AirflowFailException,
+            AirflowTaskTimeout,
+            TaskDeferralError,
+            TaskDeferralTimeout,
+        )
+
+#: Whether the triggerer itself calls `BaseTrigger.on_kill` when a user ends a deferred task (Airflow 3.3).
+TRIGGERER_CALLS_ON_KILL = hasattr(BaseTrigger, "on_kill")
+
+__all__ = [
+    "TRIGGERER_CALLS_ON_KILL",
+    "AirflowException",
+    "AirflowFailException",
+    "AirflowTaskTimeout",
+    "TaskDeferralError",
+    "TaskDeferralTimeout",
+]
