@@ -33,42 +33,33 @@ end of the log. Every error survives pickling with all its fields.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, cast
 
 from flow_core.remote_errors import find_exception_class, mixed_class
 
-__all__ = [
-    "APIError",
-    "AuthenticationError",
-    "ConfigError",
-    "FlowError",
-    "FlowTimeoutError",
-    "InsufficientQuotaError",
-    "NetworkError",
-    "ProviderError",
-    "ProviderUnavailable",
-    "QuotaExceededError",
-    "RemoteExecutionError",
-    "ResourceNotAvailableError",
-    "ResourceNotFoundError",
-    "ResultError",
-    "SerializationError",
-    "SpecRejected",
-    "TaskCancelledError",
-    "TaskExecutionError",
-    "TaskNotFoundError",
-    "TaskOutOfMemoryError",
-    "TaskTimeLimitError",
-    "TimeoutError",
-    "ValidationAPIError",
-    "ValidationError",
-    "VolumeError",
-    "VolumeNotFoundError",
-    "WorkerDiedError",
-    "close_names",
-    "remote_error",
-]
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from typing_extensions import Unpack
+
+
+class ErrorFields(TypedDict, total=False):
+    """The keyword arguments of every `FlowError`."""
+
+    suggestions: Sequence[str]
+    error_code: str | None
+    retryable: bool | None
+
+
+class TaskErrorFields(ErrorFields, total=False):
+    """The keyword arguments of every `TaskExecutionError`."""
+
+    task_id: str
+    exit_code: int | None
+    signal: int | None
+    reason: str
+    log_tail: str
 
 
 class FlowError(Exception):
@@ -139,7 +130,7 @@ class ValidationError(FlowError, ValueError):
     default_code = "validation"
 
 
-class SpecRejected(ValidationError):
+class SpecRejected(ValidationError):  # noqa: N818 - says what the provider did
     """This provider can never run this task: no retry helps. Nothing was started."""
 
     default_code = "spec-rejected"
@@ -161,11 +152,9 @@ class APIError(FlowError):
         message: str,
         *,
         status_code: int | None = None,
-        suggestions: Sequence[str] = (),
-        error_code: str | None = None,
-        retryable: bool | None = None,
+        **fields: Unpack[ErrorFields],
     ) -> None:
-        super().__init__(message, suggestions=suggestions, error_code=error_code, retryable=retryable)
+        super().__init__(message, **fields)
         self.status_code: int | None = status_code
 
 
@@ -182,7 +171,7 @@ class NetworkError(FlowError):
     default_retryable = True
 
 
-class TimeoutError(FlowError, builtins.TimeoutError):
+class TimeoutError(FlowError, builtins.TimeoutError):  # noqa: A001 - the documented name
     """The caller's own waiting time is over. The task itself goes on: wait again, or cancel it.
 
     A `TimeoutError` raised *by the user's function* is a `RemoteExecutionError` and never an instance of
@@ -199,7 +188,7 @@ class ProviderError(FlowError):
     default_code = "provider"
 
 
-class ProviderUnavailable(ProviderError):
+class ProviderUnavailable(ProviderError):  # noqa: N818 - a state, not a fault
     """The back end cannot answer now; nothing is known to have changed. Ask again with the same key."""
 
     default_code = "provider-unavailable"
@@ -243,11 +232,9 @@ class TaskExecutionError(FlowError):
         signal: int | None = None,
         reason: str = "",
         log_tail: str = "",
-        suggestions: Sequence[str] = (),
-        error_code: str | None = None,
-        retryable: bool | None = None,
+        **fields: Unpack[ErrorFields],
     ) -> None:
-        super().__init__(message, suggestions=suggestions, error_code=error_code, retryable=retryable)
+        super().__init__(message, **fields)
         self.task_id: str = task_id
         self.exit_code: int | None = exit_code
         self.signal: int | None = signal
@@ -314,26 +301,9 @@ class RemoteExecutionError(TaskExecutionError, RuntimeError):
         exception_module: str = "",
         exception_message: str = "",
         remote_traceback: str = "",
-        task_id: str = "",
-        exit_code: int | None = None,
-        signal: int | None = None,
-        reason: str = "",
-        log_tail: str = "",
-        suggestions: Sequence[str] = (),
-        error_code: str | None = None,
-        retryable: bool | None = None,
+        **fields: Unpack[TaskErrorFields],
     ) -> None:
-        super().__init__(
-            message,
-            task_id=task_id,
-            exit_code=exit_code,
-            signal=signal,
-            reason=reason,
-            log_tail=log_tail,
-            suggestions=suggestions,
-            error_code=error_code,
-            retryable=retryable,
-        )
+        super().__init__(message, **fields)
         self.exception_type: str = exception_type
         self.exception_module: str = exception_module
         self.exception_message: str = exception_message
@@ -344,7 +314,21 @@ class RemoteExecutionError(TaskExecutionError, RuntimeError):
         """Keep a user class's own `__init_subclass__` from running: being mixed in is not being inherited."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle_remote, (self.message, dict(self._record), dict(self.__dict__))
+        return _unpickle_remote, (self.message, dict(self.__dict__) | {"_record": dict(self._record)})
+
+    def _follow(self, record: Mapping[str, Any]) -> None:
+        """Take over the notes and the chain of `record`, and keep it for pickling."""
+        self._record = record
+        notes, cause, context = record.get("notes"), record.get("cause"), record.get("context")
+        if notes:
+            self.__notes__ = [str(note) for note in notes]
+        if isinstance(cause, Mapping):
+            self.__cause__ = remote_error(cause)
+        if isinstance(context, Mapping):
+            self.__context__ = remote_error(context)
+        mixed = cast("object", self)
+        if isinstance(mixed, SyntaxError):
+            mixed.msg = str(self)  # what a traceback shows of a SyntaxError
 
     def _sections(self) -> list[str]:
         trace = self.remote_traceback.strip("\n")
@@ -363,7 +347,7 @@ InsufficientQuotaError = QuotaExceededError
 _REMOTE_FIELDS = frozenset(vars(RemoteExecutionError("")))
 
 
-def remote_error(record: Mapping[str, Any], **fields: Any) -> RemoteExecutionError:
+def remote_error(record: Mapping[str, Any], **fields: Unpack[TaskErrorFields]) -> RemoteExecutionError:
     """Rebuild what the remote function raised from its error record.
 
     `record` holds `type`, `module`, `qualname`, `message`, `traceback`, `notes`, and `cause` and `context`
@@ -378,7 +362,7 @@ def remote_error(record: Mapping[str, Any], **fields: Any) -> RemoteExecutionErr
     if found is None or issubclass(found, FlowError):
         cls = RemoteExecutionError
     else:
-        cls = mixed_class(RemoteExecutionError, found, _REMOTE_FIELDS)
+        cls = mixed_class(RemoteExecutionError, found, _REMOTE_FIELDS)  # type: ignore[arg-type]  # is hashable
     if isinstance(record.get("exit_code"), int):
         fields.setdefault("exit_code", record["exit_code"])
     error = cls(
@@ -389,7 +373,7 @@ def remote_error(record: Mapping[str, Any], **fields: Any) -> RemoteExecutionErr
         remote_traceback=str(record.get("traceback") or ""),
         **fields,
     )
-    _attach(error, record)
+    error._follow(record)
     return error
 
 
@@ -401,25 +385,8 @@ def close_names(name: str, options: Iterable[str]) -> list[str]:
     return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)]
 
 
-def _attach(error: RemoteExecutionError, record: Mapping[str, Any]) -> None:
-    """Give the error its record, notes and chain, none of which the constructor takes."""
-    error._record = record
-    notes = record.get("notes")
-    if notes:
-        error.__notes__ = [str(note) for note in notes]
-    cause, context = record.get("cause"), record.get("context")
-    if isinstance(cause, Mapping):
-        error.__cause__ = remote_error(cause)
-    if isinstance(context, Mapping):
-        error.__context__ = remote_error(context)
-    if isinstance(error, SyntaxError):
-        error.msg = str(error)  # what a traceback shows of a SyntaxError
-
-
-def _unpickle_remote(
-    message: str, record: dict[str, Any], state: dict[str, Any]
-) -> RemoteExecutionError:
-    error = remote_error(record) if record else RemoteExecutionError(message)
+def _unpickle_remote(message: str, state: dict[str, Any]) -> RemoteExecutionError:
+    error = remote_error(state["_record"]) if state["_record"] else RemoteExecutionError(message)
     error.args = (message,)
     error.__dict__.update(state)
     return error

@@ -110,10 +110,10 @@ def _native_new(user: type) -> Any:
     """A `__new__` that leaves out every one written in Python."""
     native: Any = next(cls for cls in user.__mro__ if not _is_python_class(cls) and "__new__" in cls.__dict__)
 
-    def __new__(cls: type, message: str = "", **_: Any) -> Any:
+    def new(cls: type, message: str = "", **_: Any) -> Any:
         return native.__new__(cls, message)
 
-    return __new__
+    return new
 
 
 def _no_attribute(self: object, name: str) -> Any:
@@ -124,5 +124,5 @@ def _nothing_to_delete(self: object) -> None:
     """The user's object was never made."""
 
 
-def _always_true(self: object) -> bool:
+def _always_true(_self: object) -> bool:
     return True
