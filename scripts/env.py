@@ -6,8 +6,8 @@
     python3 scripts/env.py --lock prefect    # … one of them
 
 One environment per host, because Airflow and Prefect need different versions of FastAPI. An environment is left
-alone while its stamp says that it was made from the same pyproject.toml, pins, Python and version of this script.
-Two runs at once wait for each other. It needs pip only to fetch uv where there is none.
+alone while its stamp says that it was made from the same pyproject.toml, pins, Python and script. Two runs at
+once wait for each other. It needs pip only to fetch uv where there is none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,10 +46,12 @@ class Environment:
 
     @property
     def constraints(self) -> Path:
+        """The file of its pins."""
         return ROOT / "constraints" / f"{self.name}.txt"
 
     @property
     def folder(self) -> Path:
+        """Where it lies."""
         return VENVS / self.name
 
 
@@ -67,8 +69,10 @@ ENVIRONMENTS = {
 
 
 def main() -> int:
+    """Do what the command line asks; return the exit code."""
     if sys.version_info < (3, 10):  # noqa: UP036  # the interpreter that runs this file is the user's
-        return fail(f"Python 3.10 or later is needed; this is {sys.version.split()[0]} ({sys.executable}).")
+        this = f"this is {sys.version.split()[0]} ({sys.executable})"
+        return fail(f"Python 3.10 or later is needed; {this}. Name another one: make PYTHON=python3.11 …")
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--lock", action="store_true", help="resolve the constraints files anew")
     parser.add_argument("names", nargs="*", metavar="NAME", help=" ".join(ENVIRONMENTS))
@@ -86,11 +90,12 @@ def main() -> int:
 
 
 def fail(message: str) -> int:
+    """Say why nothing came of it; return the exit code."""
     print(f"env.py: {message}", file=sys.stderr)
     return 1
 
 
-# --- environments -------------------------------------------------------------------------------------------------
+# --- environments -------------------------------------------------------------------------------------------
 
 
 def sync(environment: Environment) -> None:
@@ -128,6 +133,7 @@ def core_constraints() -> Path:
 
 
 def interpreter(environment: Environment) -> Path:
+    """The environment's Python."""
     return environment.folder / "bin" / "python"
 
 
@@ -135,7 +141,9 @@ def same_python(environment: Environment) -> bool:
     """Whether the environment exists and runs the Python that runs this script."""
     if not interpreter(environment).exists():
         return False
-    answer = subprocess.run([interpreter(environment), "-c", "import sys; print(sys.version)"], capture_output=True)
+    answer = subprocess.run(
+        [interpreter(environment), "-c", "import sys; print(sys.version)"], capture_output=True, check=False
+    )
     return answer.returncode == 0 and answer.stdout.decode().strip() == sys.version.strip()
 
 
@@ -156,7 +164,7 @@ def exclusive(name: str) -> Iterator[None]:
         yield
 
 
-# --- pins ---------------------------------------------------------------------------------------------------------
+# --- pins ---------------------------------------------------------------------------------------------------
 
 
 def lock(environment: Environment) -> None:
@@ -188,11 +196,13 @@ def pins(resolved: str) -> str:
     lines = [line for line in resolved.splitlines() if re.match(r"[A-Za-z0-9]", line)]
     names = [line.partition("==")[0] for line in lines]
     plain = {name for name in names if names.count(name) == 1}
-    kept = [line.partition(" ;")[0] if name in plain else line for name, line in zip(names, lines, strict=True)]
+    kept = [
+        line.partition(" ;")[0] if name in plain else line for name, line in zip(names, lines, strict=True)
+    ]
     return "".join(f"{line.strip()}\n" for line in kept)
 
 
-# --- uv -----------------------------------------------------------------------------------------------------------
+# --- uv -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -203,8 +213,11 @@ class Uv:
     environ: dict[str, str]
 
     def __call__(self, *arguments: str | Path) -> str:
+        """Run uv in the project's root and return what it printed; its complaints go to the terminal."""
         command = [str(self.program), *map(str, arguments)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=self.environ)
+        done = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=self.environ
+        )
         return done.stdout
 
 
@@ -237,7 +250,7 @@ def uv_version(program: Path) -> tuple[int, ...]:
 def pip_settings() -> dict[str, str]:
     """This machine's pip configuration, files and environment together: {'index-url': …}."""
     command = [sys.executable, "-m", "pip", "config", "list"]
-    answer = subprocess.run(command, capture_output=True, text=True)
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
     settings = {}
     for line in answer.stdout.splitlines():  # "global.index-url='…'", then ":env:.index-url='…'"
         key, _, value = line.partition("=")
@@ -247,7 +260,7 @@ def pip_settings() -> dict[str, str]:
     return settings
 
 
-def uv_settings(pip: dict[str, str], environ: os._Environ[str]) -> dict[str, str]:
+def uv_settings(pip: dict[str, str], environ: Mapping[str, str]) -> dict[str, str]:
     """Pip's settings under uv's names, since uv does not read them; what the user has set for uv stays."""
     wanted = {
         "UV_DEFAULT_INDEX": pip.get("index-url"),

@@ -1,0 +1,113 @@
+# Every target does its own set-up: it needs Python 3.10 or later with pip, and nothing else.
+#
+#   make demo              the example in all three hosts, and one table       (HOST=airflow: one host only)
+#   make test              every suite, one after the other                    (make test-core: one suite)
+#   make check             formatting, lint, types and the import rule
+#   make bench             the numbers in the README
+#   make lock              resolve the pins in constraints/ anew               (NAMES=prefect: one of them)
+#   make clean             remove what these targets made
+#
+# PYTHON=python3.12 uses another interpreter. PYTEST_ARGS='-k name -x' goes to pytest.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+
+PYTHON ?= python3
+HOSTS  := airflow prefect dagster
+SUITES := core faults demo $(HOSTS)
+
+env  = $(PYTHON) scripts/env.py
+core = .venvs/core/bin
+
+.PHONY: help
+help:
+	@sed -n 's/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST)) | sed '/^---/,$$d'
+
+# --- the example -----------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo:
+	@$(env) core demo $(or $(HOST),$(HOSTS))
+	$(core)/python example_dags/demo.py $(if $(HOST),--host $(HOST))
+
+.PHONY: bench
+bench:
+	@$(env) core demo
+	$(core)/python tests/benchmarks/bench.py
+
+# --- tests -----------------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test:
+	@mkdir -p .venvs
+	summary= failed=0
+	for suite in $(SUITES); do
+	    log=.venvs/.test-$$suite.log
+	    echo "=== $$suite"
+	    if $(MAKE) --no-print-directory test-$$suite 2>&1 | tee $$log; then outcome=ok; else outcome=FAILED failed=1; fi
+	    counts=$$(grep -E '[0-9]+ (passed|failed|skipped|errors?)' $$log | tail -n 1 | tr -d '=' | xargs || true)
+	    summary+=$$(printf '%-8s %-7s %s' "$$suite" "$$outcome" "$${counts:-no test ran}")$$'\n'
+	done
+	printf '\n%s' "$$summary"
+	exit $$failed
+
+.PHONY: test-core
+test-core:
+	@$(env) core
+	$(core)/python -m pytest tests/core tests/providers tests/repo $(PYTEST_ARGS)
+
+.PHONY: test-faults
+test-faults:
+	@$(env) core
+	$(core)/python -m pytest tests/faults $(PYTEST_ARGS)
+
+.PHONY: test-demo
+test-demo:
+	@$(env) core demo
+	$(core)/python -m pytest tests/demo $(PYTEST_ARGS)
+
+.PHONY: $(HOSTS:%=test-%)
+$(HOSTS:%=test-%): test-%:
+	@$(env) $* demo
+	.venvs/$*/bin/python -m pytest tests/$* $(PYTEST_ARGS)
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+# mypy sees the types of what is installed beside it, so each host's adapter is checked in that host's environment.
+
+.PHONY: check
+check: check-style check-core $(HOSTS:%=check-%)
+
+.PHONY: check-style
+check-style:
+	@$(env) core
+	$(core)/ruff format --check .
+	$(core)/ruff check .
+	$(core)/lint-imports --no-logo
+
+.PHONY: check-core
+check-core:
+	@$(env) core
+	$(core)/mypy flow_core scripts example_dags/*.py tests/*.py $(filter-out $(HOSTS:%=tests/%/),$(wildcard tests/*/))
+
+.PHONY: $(HOSTS:%=check-%)
+$(HOSTS:%=check-%): check-%:
+	@$(env) $*
+	.venvs/$*/bin/mypy integrations/flow_$* tests/$* $(wildcard example_dags/$*)
+
+.PHONY: format
+format:
+	@$(env) core
+	$(core)/ruff check --fix-only .
+	$(core)/ruff format .
+
+# --- the rest --------------------------------------------------------------------------------------------------------
+
+.PHONY: lock
+lock:
+	$(env) --lock $(NAMES)
+
+.PHONY: clean
+clean:
+	rm -rf .venvs .demo build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
