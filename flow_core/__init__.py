@@ -1,0 +1,145 @@
+"""flow_core: run work on machines with GPUs, watch it, bring the result back.
+
+The public names below are imported when they are first used, so that `import flow_core` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flow_core.errors import (
+        APIError,
+        AuthenticationError,
+        ConfigError,
+        FlowError,
+        FlowTimeoutError,
+        InsufficientQuotaError,
+        NetworkError,
+        ProviderError,
+        ProviderUnavailable,
+        QuotaExceededError,
+        RemoteExecutionError,
+        ResourceNotAvailableError,
+        ResourceNotFoundError,
+        ResultError,
+        SerializationError,
+        SpecRejected,
+        TaskCancelledError,
+        TaskExecutionError,
+        TaskNotFoundError,
+        TaskOutOfMemoryError,
+        TaskTimeLimitError,
+        TimeoutError,
+        ValidationAPIError,
+        ValidationError,
+        VolumeError,
+        VolumeNotFoundError,
+        WorkerDiedError,
+    )
+    from flow_core.flow import (
+        Flow,
+        create_volume,
+        delete_volume,
+        find_instances,
+        get_task,
+        invoke,
+        invoke_async,
+        list_tasks,
+        list_volumes,
+        mount_volume,
+        run,
+    )
+    from flow_core.calls import InvokeTask
+    from flow_core.models import (
+        Instance,
+        LogChunk,
+        MountSpec,
+        Snapshot,
+        TaskConfig,
+        TaskStatus,
+        Volume,
+        VolumeSpec,
+    )
+    from flow_core.task import Task
+
+_HOMES = {
+    "flow_core.errors": (
+        "APIError AuthenticationError ConfigError FlowError FlowTimeoutError InsufficientQuotaError NetworkError ProviderError "
+        "ProviderUnavailable QuotaExceededError RemoteExecutionError ResourceNotAvailableError ResourceNotFoundError ResultError "
+        "SerializationError SpecRejected TaskCancelledError TaskExecutionError TaskNotFoundError TaskOutOfMemoryError "
+        "TaskTimeLimitError TimeoutError ValidationAPIError ValidationError VolumeError VolumeNotFoundError WorkerDiedError"
+    ),
+    "flow_core.flow": (
+        "Flow create_volume delete_volume find_instances get_task invoke invoke_async list_tasks list_volumes mount_volume run"
+    ),
+    "flow_core.calls": "InvokeTask",
+    "flow_core.models": "Instance LogChunk MountSpec Snapshot TaskConfig TaskStatus Volume VolumeSpec",
+    "flow_core.task": "Task",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = [
+    "APIError",
+    "AuthenticationError",
+    "ConfigError",
+    "Flow",
+    "FlowError",
+    "FlowTimeoutError",
+    "Instance",
+    "InsufficientQuotaError",
+    "InvokeTask",
+    "LogChunk",
+    "MountSpec",
+    "NetworkError",
+    "ProviderError",
+    "ProviderUnavailable",
+    "QuotaExceededError",
+    "RemoteExecutionError",
+    "ResourceNotAvailableError",
+    "ResourceNotFoundError",
+    "ResultError",
+    "SerializationError",
+    "Snapshot",
+    "SpecRejected",
+    "Task",
+    "TaskCancelledError",
+    "TaskConfig",
+    "TaskExecutionError",
+    "TaskNotFoundError",
+    "TaskOutOfMemoryError",
+    "TaskStatus",
+    "TaskTimeLimitError",
+    "TimeoutError",
+    "ValidationAPIError",
+    "ValidationError",
+    "Volume",
+    "VolumeError",
+    "VolumeNotFoundError",
+    "VolumeSpec",
+    "WorkerDiedError",
+    "create_volume",
+    "delete_volume",
+    "find_instances",
+    "get_task",
+    "invoke",
+    "invoke_async",
+    "list_tasks",
+    "list_volumes",
+    "mount_volume",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'flow_core' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

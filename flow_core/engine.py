@@ -1,0 +1,315 @@
+"""Submit, watch, read, cancel and collect over a provider. The only place that sleeps, on a clock that is injected.
+
+The rules that hold for every provider live here: which attempt a key has reached, when a task is adopted, one poll for
+all who wait, what an end means as an exception.
+"""
+
+from __future__ import annotations
+
+import codecs
+import logging
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from flow_core.errors import (
+    ProviderUnavailable,
+    TaskCancelledError,
+    TaskExecutionError,
+    TaskNotFoundError,
+    TaskOutOfMemoryError,
+    TaskTimeLimitError,
+    TimeoutError,
+    WorkerDiedError,
+)
+from flow_core.ids import TaskId, digest
+from flow_core.models import LogChunk, Snapshot, TaskSpec, TaskStatus
+from flow_core.providers.spi import Provider
+
+log = logging.getLogger("flow_core")
+
+#: A waiting call returns to Python at least this often, so that a host's timeout or signal can get at it.
+SLICE_S = 0.1
+
+#: An answer of this length is enough for the tail of any log that a person reads in an error message.
+_TAIL_BYTES = 65536
+
+
+class Clock(Protocol):
+    """Time, as far as the engine needs it."""
+
+    def now(self) -> float:
+        """Return seconds on a clock that only goes forward."""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+class Engine:
+    """All that can be done with tasks of one provider. Thread-safe."""
+
+    def __init__(self, provider: Provider, *, clock: Clock | None = None) -> None:
+        self.provider = provider
+        self.clock: Clock = clock or SystemClock()
+        self._watched: Counter[str] = Counter()
+        self._seen: dict[str, tuple[float, Snapshot]] = {}
+        self._table = threading.Lock()
+        self._asking = threading.Lock()
+
+    # -- submitting
+
+    def submit(self, spec: TaskSpec, *, key: str) -> str:
+        """Return the id of the one task for `key`.
+
+        No attempt yet: the first is started. The latest is live or succeeded: it is adopted. It failed, was cancelled (or
+        asked to stop), lost or released: the next attempt is started. Two processes that race compute the same id, and
+        starting an id is exclusive, so both get the same task. Raises what `Provider.submit` raises.
+        """
+        latest = self.provider.find(digest(key))
+        if latest is None:
+            task_id = str(TaskId.first(spec.name, key))
+        else:
+            before = self.provider.poll([latest])[latest]
+            task_id = latest if adoptable(before) else str(TaskId.parse(latest).next())
+            if task_id == latest:
+                log.info("adopting task %s (%s)", latest, before.status.value)
+            if before.status.final and task_id == latest:
+                return latest
+        self.provider.submit(spec, task_id=task_id)  # also for an adopted one: a submit that died half-way is finished
+        return task_id
+
+    def find(self, key: str) -> str | None:
+        """Return the id of the newest attempt at `key`, None when there is none."""
+        return self.provider.find(digest(key))
+
+    # -- watching
+
+    def poll(self, task_ids: Collection[str]) -> dict[str, Snapshot]:
+        """Return fresh snapshots of exactly these tasks, in one round trip."""
+        unique = list(dict.fromkeys(task_ids))
+        answer = dict(self.provider.poll(unique)) if unique else {}
+        now = self.clock.now()
+        with self._table:
+            self._seen.update((task_id, (now, seen)) for task_id, seen in answer.items() if task_id in self._watched)
+        return answer
+
+    def get(self, task_id: str) -> Snapshot:
+        """Return a fresh snapshot. Raises TaskNotFoundError when nobody knows the task."""
+        seen = self.poll([task_id])[task_id]
+        if seen.status is TaskStatus.LOST:
+            raise TaskNotFoundError(
+                f"the {self.provider.name} provider knows no task {task_id!r}",
+                suggestions=[
+                    "List the tasks with flow.list_tasks().",
+                    "Check that the settings are those it was submitted with.",
+                ],
+            )
+        return seen
+
+    def list(self, *, limit: int) -> Sequence[Snapshot]:
+        """Return snapshots of up to `limit` tasks, the newest first."""
+        ids = self.provider.list(limit=limit)
+        answer = self.poll(ids)
+        return [answer[task_id] for task_id in ids]
+
+    def wait(
+        self, task_ids: Collection[str], *, timeout: float | None = None, any_of: bool = False
+    ) -> dict[str, Snapshot]:
+        """Block until all tasks are final (with `any_of`: one of them); return the snapshots.
+
+        However many threads wait, the provider is asked once per interval for all of them together. An answer that the
+        provider cannot give at the moment is asked for again. Raises TimeoutError after `timeout` seconds.
+        """
+        deadline = None if timeout is None else self.clock.now() + timeout
+        interval = self.provider.poll_interval_s
+        with self._interest(task_ids):
+            while True:
+                seen = self._look(task_ids, max_age_s=interval)
+                ended = [one for one in seen.values() if one.status.final]
+                if len(ended) == len(set(task_ids)) or (any_of and ended):
+                    return seen
+                left = None if deadline is None else deadline - self.clock.now()
+                if left is not None and left <= 0:
+                    raise _timed_out(seen, timeout or 0.0)
+                # Long-running work is asked about less often, up to the slice: an end is noticed 5 % late at most.
+                interval = min(
+                    max(self.provider.poll_interval_s, interval * 1.05),
+                    max(SLICE_S, self.provider.poll_interval_s),
+                )
+                self.clock.sleep(min(SLICE_S, interval, SLICE_S if left is None else left))
+
+    def _interest(self, task_ids: Collection[str]) -> _Interest:
+        return _Interest(self, list(task_ids))
+
+    def _look(self, task_ids: Collection[str], *, max_age_s: float) -> dict[str, Snapshot]:
+        """Return what is known, asking the provider only if our answers are old and nobody else is asking already."""
+        if self._stale(task_ids, max_age_s) and self._asking.acquire(blocking=False):
+            try:
+                with self._table:
+                    wanted = [
+                        one for one in self._watched if one not in self._seen or not self._seen[one][1].status.final
+                    ]
+                self.poll(wanted)
+            except ProviderUnavailable as error:
+                log.warning("the %s provider does not answer, asking again: %s", self.provider.name, error.message)
+            finally:
+                self._asking.release()
+        with self._table:
+            return {task_id: self._seen[task_id][1] for task_id in task_ids if task_id in self._seen}
+
+    def _stale(self, task_ids: Collection[str], max_age_s: float) -> bool:
+        now = self.clock.now()
+        with self._table:
+            known = [self._seen.get(task_id) for task_id in task_ids]
+        return any(one is None or (not one[1].status.final and now - one[0] >= max_age_s) for one in known)
+
+    # -- reading
+
+    def read_log(self, task_id: str, *, node: int = 0, offset: int = 0, limit: int = 65536) -> LogChunk:
+        """Return a piece of a node's output; see `Provider.read_log`."""
+        return self.provider.read_log(task_id, node=node, offset=offset, limit=limit)
+
+    def follow(self, task_id: str, *, node: int = 0, offset: int = 0) -> Iterator[str]:
+        """Yield a node's output line by line, each with its newline, until the task has ended and all has been read."""
+        decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        rest = ""
+        while True:
+            chunk = self.provider.read_log(task_id, node=node, offset=offset)
+            offset = chunk.next_offset
+            *lines, rest = (rest + decode(chunk.data, chunk.end)).split("\n")
+            yield from (line + "\n" for line in lines)
+            if chunk.end:
+                break
+            if not chunk.data:
+                self.clock.sleep(min(SLICE_S, max(0.05, self.provider.poll_interval_s)))
+        if rest:
+            yield rest
+
+    def tail(self, task_id: str, *, lines: int, node: int = 0) -> str:
+        """Return the last `lines` lines of a node's output."""
+        if lines <= 0:
+            return ""
+        data, size = b"", _TAIL_BYTES
+        while True:
+            data = self._from_end(task_id, node, size)
+            kept = data.splitlines(keepends=True)
+            if len(kept) > lines or len(data) < size:
+                return b"".join(kept[-lines:]).decode("utf-8", "replace")
+            size *= 8
+
+    def _from_end(self, task_id: str, node: int, size: int) -> bytes:
+        chunk = self.provider.read_log(task_id, node=node, offset=-size, limit=size)
+        return chunk.data
+
+    # -- ending
+
+    def cancel(self, task_ids: Collection[str]) -> None:
+        """Ask tasks to stop; see `Provider.cancel`."""
+        self.provider.cancel(list(task_ids))
+
+    def release(self, task_ids: Collection[str]) -> None:
+        """Free what ended tasks occupy; see `Provider.release`."""
+        self.provider.release(list(task_ids))
+
+    def collect(self, task_id: str, name: str) -> bytes:
+        """Return the contents of a file of the task's folder. Raises ResourceNotFoundError."""
+        with tempfile.TemporaryDirectory(prefix="flow-") as folder:
+            into = Path(folder) / "file"
+            self.provider.fetch(task_id, name, into)
+            return into.read_bytes()
+
+    def failure(self, seen: Snapshot) -> TaskExecutionError:
+        """Build the exception for a task that ended without success: what happened, and the end of its output."""
+        try:
+            tail = self.tail(seen.task_id, lines=20)
+        except TaskNotFoundError:
+            tail = ""
+        return failure(seen, tail)
+
+
+class _Interest:
+    """Keeps tasks on the list of those asked about while somebody waits for them."""
+
+    def __init__(self, engine: Engine, task_ids: list[str]) -> None:
+        self.engine, self.task_ids = engine, task_ids
+
+    def __enter__(self) -> None:
+        with self.engine._table:
+            self.engine._watched.update(self.task_ids)
+
+    def __exit__(self, *_exc: object) -> None:
+        with self.engine._table:
+            self.engine._watched.subtract(self.task_ids)
+            for task_id in self.task_ids:
+                if self.engine._watched[task_id] <= 0:
+                    del self.engine._watched[task_id]
+                    self.engine._seen.pop(task_id, None)
+
+
+def adoptable(seen: Snapshot) -> bool:
+    """Whether a new submit with the same key gets this task instead of a new attempt."""
+    if seen.reason in ("cancelling", "released"):
+        return False
+    return seen.status.succeeded or not seen.status.final
+
+
+_ERRORS: Mapping[str, type[TaskExecutionError]] = {
+    "cancelled": TaskCancelledError,
+    "time-limit": TaskTimeLimitError,
+    "out-of-memory": TaskOutOfMemoryError,
+    "runner-died": WorkerDiedError,
+    "reboot": WorkerDiedError,
+    "lost": WorkerDiedError,
+}
+
+_ADVICE: Mapping[str, str] = {
+    "time-limit": "Raise max_run_time_hours, or save checkpoints and go on from there.",
+    "out-of-memory": "Use smaller batches, or an instance with more memory.",
+    "runner-died": "Submit again with the same key: this is a new attempt.",
+    "reboot": "Submit again with the same key: this is a new attempt.",
+    "storage": "Free some space on the machine's disk.",
+}
+
+
+def failure(seen: Snapshot, tail: str) -> TaskExecutionError:
+    """Say in one exception how a task ended. Pure."""
+    kind = _ERRORS.get(seen.reason, TaskExecutionError)
+    said = {TaskStatus.LOST: "is not known any more", TaskStatus.CANCELLED: "was cancelled"}.get(seen.status, "failed")
+    detail = f": {seen.message}" if seen.message and said != "is not known any more" else ""
+    advice = [_ADVICE[seen.reason]] if seen.reason in _ADVICE else []
+    return kind(
+        f"task {seen.task_id} {said}{detail}",
+        suggestions=advice,
+        task_id=seen.task_id,
+        exit_code=seen.exit_code,
+        signal=seen.signal,
+        reason=seen.reason,
+        log_tail=tail,
+    )
+
+
+def _timed_out(seen: Mapping[str, Snapshot], timeout: float) -> TimeoutError:
+    open_ = [one for one in seen.values() if not one.status.final]
+    what = (
+        f"task {open_[0].task_id} is {open_[0].status.value}"
+        if len(open_) == 1
+        else f"{len(open_)} tasks have not ended"
+    )
+    return TimeoutError(
+        f"waited {timeout:g} s and {what}",
+        suggestions=["The work goes on: wait again, or stop it with cancel()."],
+    )

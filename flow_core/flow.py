@@ -1,0 +1,364 @@
+"""Flow: settings, a provider and an engine in one object; and the same calls at module level, on a default one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flow_core import bundle, config, gpus, providers
+from flow_core.engine import Engine
+from flow_core.errors import ProviderError, ValidationError, close_names
+from flow_core.ids import random_key
+from flow_core.calls import InvokeTask, Serialization, live_call, named_call, task_name
+from flow_core.models import Instance, Snapshot, SpecFile, TaskConfig, TaskSpec, Volume
+from flow_core.providers.spi import Provider, Volumes
+from flow_core.task import KIND_LABEL, Task
+
+
+class Flow:
+    """Submits tasks to one provider and finds them again.
+
+    `provider` is a name ("local") or a Provider; further settings override the configuration file and the environment.
+    Cheap to make, thread-safe, and stateless: two Flow objects with the same settings see the same tasks.
+    """
+
+    def __init__(self, provider: str | Provider | None = None, **settings: Any) -> None:
+        if isinstance(provider, str):
+            settings["provider"] = provider
+        self.settings = config.load(**settings)
+        self.provider = provider if isinstance(provider, Provider) else providers.load(self.settings)
+        self.engine = Engine(self.provider)
+
+    # -- running
+
+    def run(
+        self,
+        command_or_config: str | Sequence[str] | TaskConfig,
+        *,
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> Task:
+        """Start a task and return its handle; TaskConfig's fields are keywords.
+
+        A string runs in a shell, a list is an exact argument list. After return the task starts without our help and
+        outlives this process. With `idempotency_key` (any string) the same key gets the same task, whoever asks and
+        however often, until it has failed or was cancelled. The current folder, or `code_root`, is uploaded unless
+        `upload_code=False`. Raises ValidationError, SpecRejected, ProviderUnavailable.
+        """
+        wanted = self.configure(command_or_config, fields)
+        files = self.upload(wanted.code_root or Path.cwd()) if wanted.upload_code else ()
+        return Task(self.engine, self._submit(wanted, files, idempotency_key), config=wanted)
+
+    def invoke_async(
+        self,
+        module_path: str | Path,
+        function_name: str,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        code_root: str | Path | None = None,
+        idempotency_key: str | None = None,
+        **task_params: Any,
+    ) -> InvokeTask:
+        """Start a call of a plain function in a plain file; return its handle. TaskConfig's fields are keywords.
+
+        Without `code_root` the one file travels; with it the whole folder, and `module_path` is a path or a dotted name
+        inside it. Arguments are checked and written before anything starts: SerializationError (a TypeError) names what
+        JSON cannot carry. Raises also what `run` raises.
+        """
+        files = named_call(module_path, function_name, list(args or ()), dict(kwargs or {}), code_root)
+        if code_root is not None:
+            files += self.upload(Path(code_root))
+        return self._call(files, function_name, task_params, idempotency_key, "json")
+
+    def invoke(
+        self,
+        module_path: str | Path,
+        function_name: str,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        code_root: str | Path | None = None,
+        idempotency_key: str | None = None,
+        **task_params: Any,
+    ) -> Any:
+        """Call a plain function in a plain file on a machine with GPUs and return its value; see `invoke_async`.
+
+        Raises RemoteExecutionError, which is also an instance of the function's own exception class, when it raised; the
+        error of the task when it ended in another way. If this call is interrupted, the task is cancelled.
+        """
+        task = self.invoke_async(
+            module_path,
+            function_name,
+            args,
+            kwargs,
+            code_root=code_root,
+            idempotency_key=idempotency_key,
+            **task_params,
+        )
+        try:
+            return task.get_result()
+        except (KeyboardInterrupt, SystemExit):
+            task.cancel()
+            raise
+
+    def call_async(
+        self,
+        function: Callable[..., Any],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        serialization: Serialization = "pickle",
+        replace: Mapping[Any, Any] | None = None,
+        idempotency_key: str | None = None,
+        **task_params: Any,
+    ) -> InvokeTask:
+        """Start a call of a live function, which travels by value with what it needs; return its handle.
+
+        `serialization` governs the result: "pickle" takes any value, "json" plain ones. `replace` maps objects that
+        cannot travel to ones that stand in for them there. The machine's Python must have our major.minor version.
+        """
+        files = live_call(function, tuple(args), dict(kwargs or {}), serialization, replace or {})
+        return self._call(files, getattr(function, "__name__", "call"), task_params, idempotency_key, serialization)
+
+    def _call(
+        self,
+        files: tuple[SpecFile, ...],
+        function_name: str,
+        params: Mapping[str, Any],
+        key: str | None,
+        serialization: Serialization,
+    ) -> InvokeTask:
+        wanted = self.configure(None, {"name": task_name(function_name), **params, "upload_code": False})
+        if wanted.command is not None or wanted.shell is not None or wanted.script is not None:
+            raise ValidationError("a function call takes no command, shell or script")
+        task_id = self._submit(wanted, files, key, call=True)
+        return InvokeTask(self.engine, task_id, config=wanted, serialization=serialization)
+
+    def configure(
+        self, command_or_config: str | Sequence[str] | TaskConfig | None, fields: Mapping[str, Any]
+    ) -> TaskConfig:
+        """Build the validated TaskConfig of a call: `fields` win over a given one. Raises ValidationError."""
+        given = dict(fields)
+        if isinstance(command_or_config, TaskConfig):
+            if not given:
+                return command_or_config
+            return command_or_config.replace(**given)
+        if command_or_config is not None:
+            given["command"] = command_or_config if isinstance(command_or_config, str) else list(command_or_config)
+        if not any(given.get(name) is not None for name in ("instance_type", "gpu", "min_gpu_memory_gb")):
+            given["instance_type"] = self.settings.default_instance_type
+        return TaskConfig(**given)
+
+    def upload(self, root: Path) -> tuple[SpecFile, ...]:
+        """Pack a folder for a task. Raises ValidationError when it is too large."""
+        return (SpecFile(name="code.tar.gz", path=bundle.pack(root).path),)
+
+    def _submit(self, wanted: TaskConfig, files: Sequence[SpecFile], key: str | None, *, call: bool = False) -> str:
+        spec = TaskSpec.from_config(wanted, files=tuple(files))
+        if call:
+            spec = spec.model_copy(update={"entry": "call", "labels": {**spec.labels, KIND_LABEL: "call"}})
+        return self.engine.submit(spec, key=key or wanted.idempotency_key or random_key())
+
+    # -- finding
+
+    def get_task(self, task_id: str) -> Task:
+        """Return the handle of an existing task; a function call's is an InvokeTask. Raises TaskNotFoundError."""
+        seen = self.engine.get(task_id)
+        return self._handle(seen)
+
+    def _handle(self, seen: Snapshot) -> Task:
+        kind = InvokeTask if seen.labels.get(KIND_LABEL) == "call" else Task
+        return kind(self.engine, seen.task_id, seen=seen)
+
+    def find(self, idempotency_key: str) -> Task | None:
+        """Return the newest task that was submitted with this key, None when there is none."""
+        task_id = self.engine.find(idempotency_key)
+        return None if task_id is None else self.get_task(task_id)
+
+    def list_tasks(self, limit: int = 100) -> list[Task]:
+        """Return up to `limit` tasks, the newest first."""
+        return [self._handle(seen) for seen in self.engine.list(limit=limit)]
+
+    # -- many at once
+
+    def poll(self, task_ids: Collection[str]) -> dict[str, Snapshot]:
+        """Return fresh snapshots of exactly these tasks in one round trip; unknown ones are LOST."""
+        return self.engine.poll(task_ids)
+
+    def cancel(self, task_ids: Collection[str]) -> None:
+        """Ask tasks to stop; ended and unknown ones are left alone."""
+        self.engine.cancel(task_ids)
+
+    def release(self, task_ids: Collection[str]) -> None:
+        """Free what ended tasks occupy, once their results are stored elsewhere."""
+        self.engine.release(task_ids)
+
+    # -- instances and volumes
+
+    def find_instances(self, requirements: Mapping[str, Any] | None = None, limit: int = 10) -> list[Instance]:
+        """Return up to `limit` instance types that meet the requirements, the cheapest first.
+
+        Requirements: instance_type, gpu_type, min_gpu_count, gpu_memory_gb (each GPU at least), max_price (per hour),
+        region. Raises ValidationError for any other.
+        """
+        wanted = _requirements(requirements or {})
+        if not 1 <= limit <= 100:
+            raise ValidationError(f"limit={limit} must lie between 1 and 100")
+        found = [one for one in self.provider.find_instances() if _meets(one, wanted)]
+        return sorted(found, key=lambda one: (one.price_per_hour is None, one.price_per_hour or 0.0))[:limit]
+
+    def create_volume(self, size_gb: int, name: str | None = None, interface: str = "block") -> Volume:
+        """Create persistent storage of `size_gb`, or return the volume that has this name already."""
+        return self._volumes.create(name=name, size_gb=size_gb, interface=interface)
+
+    def list_volumes(self, limit: int = 100) -> list[Volume]:
+        """Return up to `limit` volumes, sorted by name."""
+        return list(self._volumes.list())[:limit]
+
+    def delete_volume(self, volume_id: str) -> None:
+        """Delete a volume by id or name. Raises VolumeNotFoundError, VolumeError while a task uses it."""
+        self._volumes.delete(volume_id)
+
+    def mount_volume(self, volume_id: str, task_id: str) -> None:
+        """Show a volume to a running task. Raises VolumeNotFoundError, TaskNotFoundError, ValidationError."""
+        self._volumes.mount(volume_id, task_id)
+
+    @property
+    def _volumes(self) -> Volumes:
+        volumes = self.provider.volumes
+        if volumes is None:
+            raise ProviderError(f"the {self.provider.name} provider has no volumes")
+        return volumes
+
+
+_REQUIREMENTS = ("instance_type", "gpu_type", "min_gpu_count", "gpu_memory_gb", "max_price", "region")
+
+
+def _requirements(given: Mapping[str, Any]) -> dict[str, Any]:
+    for name in given:
+        if name not in _REQUIREMENTS:
+            near = [f"Did you mean {one!r}?" for one in close_names(name, _REQUIREMENTS)]
+            raise ValidationError(
+                f"{name!r} is not a requirement",
+                suggestions=[*near, f"Requirements: {', '.join(_REQUIREMENTS)}."],
+            )
+    wanted = dict(given)
+    if wanted.get("instance_type") is not None:
+        request = gpus.parse(wanted["instance_type"])
+        wanted["min_gpu_count"] = max(request.count, wanted.get("min_gpu_count") or 0)
+        wanted["gpu_type"] = request.gpu or wanted.get("gpu_type")
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def _meets(one: Instance, wanted: Mapping[str, Any]) -> bool:
+    # A simulated or unnamed GPU stands for any.
+    model = one.gpu_type in (None, "simulated") or one.gpu_type == str(wanted.get("gpu_type", one.gpu_type)).lower()
+    return (
+        model
+        and one.gpu_count >= wanted.get("min_gpu_count", 0)
+        and (one.gpu_memory_gb is None or one.gpu_memory_gb >= wanted.get("gpu_memory_gb", 0))
+        and (one.price_per_hour is None or one.price_per_hour <= wanted.get("max_price", float("inf")))
+        and one.region == wanted.get("region", one.region)
+    )
+
+
+_default: Flow | None = None
+_default_lock = threading.Lock()
+
+
+def default() -> Flow:
+    """Return the Flow that the module-level calls use; made from the configuration at the first call."""
+    global _default
+    with _default_lock:
+        if _default is None:
+            _default = Flow()
+        return _default
+
+
+def run(
+    command_or_config: str | Sequence[str] | TaskConfig, *, idempotency_key: str | None = None, **fields: Any
+) -> Task:
+    """Start a task; see `Flow.run`."""
+    return default().run(command_or_config, idempotency_key=idempotency_key, **fields)
+
+
+def invoke(
+    module_path: str | Path,
+    function_name: str,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    code_root: str | Path | None = None,
+    idempotency_key: str | None = None,
+    **task_params: Any,
+) -> Any:
+    """Call a plain function on a machine with GPUs and return its value; see `Flow.invoke`."""
+    return default().invoke(
+        module_path,
+        function_name,
+        args,
+        kwargs,
+        code_root=code_root,
+        idempotency_key=idempotency_key,
+        **task_params,
+    )
+
+
+def invoke_async(
+    module_path: str | Path,
+    function_name: str,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    code_root: str | Path | None = None,
+    idempotency_key: str | None = None,
+    **task_params: Any,
+) -> InvokeTask:
+    """Start a call of a plain function and return its handle; see `Flow.invoke_async`."""
+    return default().invoke_async(
+        module_path,
+        function_name,
+        args,
+        kwargs,
+        code_root=code_root,
+        idempotency_key=idempotency_key,
+        **task_params,
+    )
+
+
+def find_instances(requirements: Mapping[str, Any] | None = None, limit: int = 10) -> list[Instance]:
+    """Return what can be asked for; see `Flow.find_instances`."""
+    return default().find_instances(requirements, limit)
+
+
+def list_tasks(limit: int = 100) -> list[Task]:
+    """Return recent tasks; see `Flow.list_tasks`."""
+    return default().list_tasks(limit)
+
+
+def get_task(task_id: str) -> Task:
+    """Return an existing task; see `Flow.get_task`."""
+    return default().get_task(task_id)
+
+
+def create_volume(size_gb: int, name: str | None = None, interface: str = "block") -> Volume:
+    """Create persistent storage; see `Flow.create_volume`."""
+    return default().create_volume(size_gb, name, interface)
+
+
+def list_volumes(limit: int = 100) -> list[Volume]:
+    """Return all volumes; see `Flow.list_volumes`."""
+    return default().list_volumes(limit)
+
+
+def delete_volume(volume_id: str) -> None:
+    """Delete a volume; see `Flow.delete_volume`."""
+    default().delete_volume(volume_id)
+
+
+def mount_volume(volume_id: str, task_id: str) -> None:
+    """Show a volume to a running task; see `Flow.mount_volume`."""
+    default().mount_volume(volume_id, task_id)

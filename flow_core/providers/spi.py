@@ -1,0 +1,123 @@
+"""The provider interface: a handful of verbs over task ids, and a few optional capabilities.
+
+A provider is synchronous, thread-safe and never sleeps. It holds nothing that a second process could not rebuild from
+the settings and a task id. Which attempt a key has reached is not its business: the engine decides that, a provider
+only promises that one id is started once. `flow_core.testing.ProviderContract` checks every sentence below.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from flow_core.models import Instance, LogChunk, Snapshot, TaskSpec, Volume
+
+
+class Provider(ABC):
+    """One back end that runs tasks."""
+
+    #: The name under which settings and messages know the provider.
+    name: ClassVar[str]
+
+    #: How often asking again can be worth while (seconds); the engine's clock, not the provider's.
+    poll_interval_s: ClassVar[float]
+
+    @abstractmethod
+    def submit(self, spec: TaskSpec, *, task_id: str) -> None:
+        """Start `spec` under `task_id`, once.
+
+        After return the task exists and will start without anybody's help. An id that exists already is left as it is,
+        whatever `spec` says, except that a submit which died half-way is finished. However many processes call this
+        at once, however often, and wherever they are killed, the user's command starts at most once per id, and it
+        starts only when the last process of the attempt before (same digest, attempt minus one) is gone.
+
+        Raises SpecRejected: this provider can never run it, nothing exists now. ProviderUnavailable: nothing is known to
+        have changed, ask again with the same id.
+        """
+
+    @abstractmethod
+    def find(self, digest: str) -> str | None:
+        """Return the id of the newest attempt at the key with this digest, None when there is none."""
+
+    @abstractmethod
+    def list(self, *, limit: int) -> Sequence[str]:
+        """Return the ids of up to `limit` tasks, the newest first."""
+
+    @abstractmethod
+    def poll(self, task_ids: Collection[str]) -> Mapping[str, Snapshot]:
+        """Return a snapshot for exactly the ids asked for, in one round trip. Ids that nobody knows are LOST.
+
+        A final status never changes again. A native state that we do not know is not an end.
+        """
+
+    @abstractmethod
+    def read_log(self, task_id: str, *, node: int = 0, offset: int = 0, limit: int = 65536) -> LogChunk:
+        """Return up to `limit` bytes of a node's output from byte `offset`; a negative offset counts from the end.
+
+        Never blocks. `end` is True only when the task is final and its output has been read to the last byte, so
+        reading from `next_offset` until `end` yields every byte once. Pieces may split a character.
+        Raises TaskNotFoundError.
+        """
+
+    @abstractmethod
+    def cancel(self, task_ids: Collection[str]) -> None:
+        """Ask tasks to stop. After return each of them will end, also if it has not started and nobody looks.
+
+        Idempotent; final and unknown ids are left alone. The effect shows in `poll`: reason "cancelling" until the last
+        process is gone, then CANCELLED.
+        """
+
+    @abstractmethod
+    def fetch(self, task_id: str, path: str, into: Path) -> None:
+        """Copy a file of the task's folder to `into`, whole or not at all.
+
+        Raises TaskNotFoundError, ResourceNotFoundError (no such file), ValidationError (a path that leaves the folder).
+        """
+
+    @abstractmethod
+    def release(self, task_ids: Collection[str]) -> None:
+        """Free what ended tasks occupy: the host has stored their results.
+
+        After return their logs, results and files are gone; status, exit code and times stay readable for the retention
+        time, and the key's next submit is a new attempt. Idempotent; unknown ids and tasks that have not ended are left
+        alone.
+        """
+
+    @abstractmethod
+    def find_instances(self) -> Sequence[Instance]:
+        """Return what can be asked for, with price and what is free now."""
+
+    @property
+    def volumes(self) -> Volumes | None:
+        """Persistent storage, None where the back end has none."""
+        return None
+
+    @property
+    def shell(self) -> Shell | None:
+        """Commands beside a running task, None where the back end cannot."""
+        return None
+
+
+class Volumes(Protocol):
+    """The capability to keep storage beyond a task's life."""
+
+    def create(self, *, name: str | None, size_gb: int, interface: str) -> Volume:
+        """Create a volume, or return the one that has this name. After return it exists until it is deleted."""
+
+    def list(self) -> Sequence[Volume]:
+        """Return all volumes, sorted by name."""
+
+    def delete(self, volume: str) -> None:
+        """Delete a volume and what is on it, by id or name. Raises VolumeNotFoundError, VolumeError while it is in use."""
+
+    def mount(self, volume: str, task_id: str) -> None:
+        """Show a volume to a running task. Raises VolumeNotFoundError, TaskNotFoundError, ValidationError."""
+
+
+class Shell(Protocol):
+    """The capability to run something beside a task, where the task runs and with its environment."""
+
+    def run(self, task_id: str, command: str | None, *, node: int = 0) -> int:
+        """Run `command` (None: an interactive shell) on our own terminal; return its exit code. Raises TaskNotFoundError."""

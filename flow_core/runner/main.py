@@ -1,0 +1,301 @@
+"""The runner: claims one task, waits its turn, runs the user's command, and records how it ended.
+
+It runs on the machine that does the work, needs a Python (3.8+) and nothing else, and depends on nobody being alive:
+it enforces the time limit, obeys a wish to stop, kills every process of the task, and writes the exit record last.
+Started as ``python -I <runner folder> <task folder> [ticket name, ticket descriptor]``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+from . import proc, slots, task
+from .ranks import Rank, StartFailed, start
+
+#: How often a waiting runner looks for a wish to stop that its signal did not bring (seconds).
+_LOOK_S = 2.0
+
+
+class Stopped(Exception):
+    """Somebody asked the task to stop, or sent the runner a signal."""
+
+
+class Runner:
+    """One task, from claim to exit record."""
+
+    def __init__(self, folder: str, lock: int) -> None:
+        self.folder = folder
+        self.lock = lock
+        self.job: dict[str, Any] = task.read_json(folder, "job.json") or {}
+        self.ranks: list[Rank] = []
+        self.signal: int | None = None
+        self.waiting = True
+        self.peak_kb = 0
+        self.granted_at: float | None = None
+        self.started_at: float | None = None
+        self._bell, self._ring = os.pipe()
+        for fd in (self._bell, self._ring):
+            os.set_blocking(fd, False)
+
+    def listen(self) -> None:
+        """Turn signals into a flag, and into an exception while blocked in the queue."""
+        signal.set_wakeup_fd(self._ring, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        for number in (signal.SIGCHLD, signal.SIGALRM):
+            signal.signal(number, self._on_tick)
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # a shell that starts us in the background ignores it
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self.signal = number
+        self._on_tick(number, _frame)
+
+    def _on_tick(self, _number: int, _frame: FrameType | None) -> None:
+        if self.waiting and (self.signal or self.asked_to_stop()):
+            self.waiting = False
+            raise Stopped
+
+    def asked_to_stop(self) -> bool:
+        return os.path.exists(os.path.join(self.folder, "cancel"))
+
+    # -- before the start
+
+    def wait_for_start(self, ticket: tuple[str, int] | None) -> list[str]:
+        """Return the names of our GPUs once it is our turn and the attempt before this one is gone. Raises Stopped."""
+        signal.setitimer(
+            signal.ITIMER_REAL, _LOOK_S, _LOOK_S
+        )  # a signal that came just before a blocking call is not lost
+        try:
+            if self.asked_to_stop():
+                raise Stopped
+            if self.job.get("after"):
+                self._wait_for_the_last_of(self.job["after"])
+            return self._wait_for_gpus(ticket) if ticket else []
+        finally:
+            self.waiting = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _wait_for_the_last_of(self, earlier: str) -> None:
+        task.bury(earlier)
+        try:
+            fd = os.open(os.path.join(earlier, "alive"), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:  # it never started, or it was swept long ago
+            return
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+        finally:
+            os.close(fd)
+
+    def _wait_for_gpus(self, ticket: tuple[str, int]) -> list[str]:
+        gpu = self.job["gpu"]
+        try:
+            slots.wait_for_turn(gpu["queue"], ticket[0])
+            pool = slots.Slots(gpu["slots"], gpu["devices"])
+            granted = pool.acquire(gpu["count"])
+            self.granted_at = time.time()  # still at the head of the queue: these times are in order of arrival
+        finally:
+            slots.leave(gpu["queue"], *ticket)
+        for fd in pool.held.values():
+            os.set_inheritable(fd, True)
+        return granted
+
+    # -- the run
+
+    def run(self, ticket: tuple[str, int] | None) -> dict[str, Any]:
+        """Do the task and return its exit record; every process of it is gone by then."""
+        try:
+            granted = self.wait_for_start(ticket)
+        except Stopped:
+            return self.end(*self._why_stopped())
+        try:
+            self.begin(granted)
+        except StartFailed as error:
+            self.stop(0)
+            return self.end("start-failed", 127, None, str(error))
+        outcome = self.watch()
+        self.stop(self.job["kill_grace_s"] if outcome[0] in ("cancelled", "time-limit", "runner-died") else 1.0)
+        return self.end(*outcome)
+
+    def begin(self, granted: list[str]) -> None:
+        """Start all ranks. Raises StartFailed with the reason in words."""
+        os.set_inheritable(self.lock, True)
+        self.orderly = guard(self.folder)
+        proc.adopt_orphans()
+        self.oom_before = _oom_kills()
+        self.started_at = time.time()
+        self.clock = time.monotonic()
+        task.write_json(
+            self.folder,
+            "started.json",
+            {"at": self.started_at, "granted_at": self.granted_at, "gpus": granted},
+        )
+        self.ranks = start(self.folder, self.job, granted)
+
+    def watch(self) -> tuple[str, int | None, int | None, str]:
+        """Wait for the end of the ranks, the time limit or a wish to stop: (reason, code, signal, message)."""
+        limit = self.job.get("max_run_time_s")
+        while True:
+            self.reap()
+            failed = next((rank for rank in self.ranks if rank.failed), None)
+            if failed is not None:
+                return self._why_failed(failed)
+            if all(rank.status is not None for rank in self.ranks):
+                return "exit", 0, None, ""
+            if self.signal is not None or self.asked_to_stop():
+                return self._why_stopped()
+            left = _LOOK_S if limit is None else self.clock + limit - time.monotonic()
+            if left <= 0:
+                return "time-limit", None, None, f"stopped at its limit of {limit:g} s"
+            select.select([self._bell], [], [], min(left, _LOOK_S))
+            try:
+                os.read(self._bell, 512)
+            except BlockingIOError:
+                pass
+
+    def reap(self) -> bool:
+        """Collect ended children. Return whether any child is left."""
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            self.peak_kb = max(self.peak_kb, usage.ru_maxrss // (1024 if sys.platform == "darwin" else 1))
+            for rank in self.ranks:
+                if rank.pid == pid:
+                    rank.status = status
+
+    def stop(self, grace_s: float) -> None:
+        """End all that is left of the task: SIGTERM, `grace_s` seconds, SIGKILL. Returns when nobody is left."""
+        for rank in self.ranks:
+            rank.kill(signal.SIGTERM)
+        deadline = time.monotonic() + grace_s
+        while self.reap() and time.monotonic() < deadline:
+            select.select([self._bell], [], [], 0.02)
+        give_up = time.monotonic() + 30  # a process in an uninterruptible sleep dies when the kernel lets it
+        while self.reap() and time.monotonic() < give_up:
+            for rank in self.ranks:
+                rank.kill(signal.SIGKILL)
+            for pid in proc.children():
+                _kill(pid)
+            time.sleep(0.01)
+        for rank in self.ranks:
+            rank.clean_up()
+
+    # -- how it ended, in words
+
+    def _why_stopped(self) -> tuple[str, int | None, int | None, str]:
+        if self.asked_to_stop():
+            when = "while it ran" if self.ranks else "before it started"
+            return "cancelled", None, None, f"cancelled {when}"
+        return (
+            "runner-died",
+            None,
+            self.signal,
+            f"the runner was ended from outside by signal {self.signal}",
+        )
+
+    def _why_failed(self, rank: Rank) -> tuple[str, int | None, int | None, str]:
+        where = "" if len(self.ranks) == 1 else f"node {rank.index} of {len(self.ranks)}: "
+        code, number = rank.ended
+        if number is None:
+            refused = rank.refusal(code)
+            if refused:
+                return "start-failed", code, None, where + refused
+            return "exit", code, None, f"{where}exit code {code}"
+        name = signal.Signals(number).name if number in signal.Signals.__members__.values() else str(number)
+        if number == signal.SIGKILL and _oom_kills() > self.oom_before:
+            return (
+                "out-of-memory",
+                128 + number,
+                number,
+                f"{where}the kernel killed it because memory ran out",
+            )
+        return "killed", 128 + number, number, f"{where}killed by {name}"
+
+    def end(self, reason: str, code: int | None, number: int | None, message: str) -> dict[str, Any]:
+        """Build the exit record."""
+        more = {"started_at": self.started_at, "peak_memory_bytes": self.peak_kb * 1024 or None}
+        if self.started_at is not None:
+            more["run_s"] = time.monotonic() - self.clock
+        return task.exit_record(reason, code=code, signal=number, message=message, **more)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _oom_kills() -> int:
+    """Count the kernel's out-of-memory kills since boot (all cgroups); 0 where it does not tell."""
+    try:
+        with open("/proc/vmstat") as file:
+            return int(next((line.split()[1] for line in file if line.startswith("oom_kill ")), "0"))
+    except OSError:
+        return 0
+
+
+def guard(folder: str) -> int:
+    """Start a watcher that outlives a SIGKILL of this runner; return the descriptor to write to when all ended well.
+
+    If the runner dies first, the watcher kills the task's processes and writes the record, at once and with nobody
+    looking. It is forked twice, so that it is nobody's child here, and it holds none of our locks.
+    """
+    theirs, ours = os.pipe()
+    middle = os.fork()
+    if middle == 0:
+        os.setsid()
+        if os.fork() == 0:
+            _guard(folder, theirs)
+        os._exit(0)
+    os.waitpid(middle, 0)
+    os.close(theirs)
+    return ours
+
+
+def _guard(folder: str, pipe: int) -> None:
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    # A descriptor shares its lock with its copies: only without them is a lock free when the task is gone.
+    os.closerange(0, pipe)
+    os.closerange(pipe + 1, 256)
+    if os.read(pipe, 1) == b"":
+        while not task.bury(folder):  # a dying process closes its pipes a moment before it is dead
+            time.sleep(0.01)
+    os._exit(0)
+
+
+def main(argv: list[str]) -> int:
+    """Run the task in the folder `argv[1]`. Exit status 0: the exit record is written, or another runner has the task."""
+    folder = argv[1]
+    ticket = (argv[2], int(argv[3])) if len(argv) > 3 else None
+    lock = task.claim(folder)
+    if lock is None:
+        return 0
+    os.chdir(folder)
+    runner = Runner(folder, lock)
+    runner.listen()
+    try:
+        record = runner.run(ticket)
+    except Exception as error:  # the task must end with a record, whatever is wrong with this machine or with us
+        import traceback
+
+        traceback.print_exc()
+        runner.stop(0)
+        reason = "storage" if isinstance(error, OSError) else "runner-died"
+        record = runner.end(reason, None, None, f"the runner failed: {type(error).__name__}: {error}")
+    task.finish(folder, record)
+    if runner.started_at is not None:
+        os.write(runner.orderly, b".")
+    return 0

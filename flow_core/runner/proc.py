@@ -1,0 +1,150 @@
+"""Processes as the runner sees them: who is alive, who belongs to a task, how they die. Standard library only, Python 3.8+."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+#: Every process of a task carries this variable, so that what is left of a task can be found without its runner.
+MARKER = "FLOW_TASK_DIR"
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_CLONE_NEWNS = 0x00020000
+_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
+
+
+def boot_id() -> str:
+    """Name this boot of the machine; "" where the system does not tell (then a reboot looks like a dead process)."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def start_time(pid: int) -> str | None:
+    """Return the start time of a *living* process in the system's own words, None for a zombie or nobody.
+
+    A pid alone proves nothing: it is used again, and ``kill -0`` answers for a zombie.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            text = file.read()
+    except OSError:
+        return None if os.path.isdir("/proc/self") else _start_time_by_ps(pid)
+    fields = text[text.rindex(b")") + 2 :].split()  # the command name may hold spaces and parentheses
+    return None if fields[0] in (b"Z", b"X", b"x") else fields[19].decode()
+
+
+def _start_time_by_ps(pid: int) -> str | None:
+    """The same for systems without /proc (macOS)."""
+    import subprocess
+
+    out = subprocess.run(
+        ["ps", "-o", "stat=,lstart=", "-p", str(pid)], stdout=subprocess.PIPE, check=False
+    ).stdout.decode()
+    return None if not out.strip() or out.split()[0].startswith("Z") else " ".join(out.split()[1:])
+
+
+def identity(pid: int) -> dict[str, Any]:
+    """Describe a process so that another one can later tell whether it is still the same."""
+    return {"pid": pid, "start": start_time(pid), "boot": boot_id()}
+
+
+def state(claim: dict[str, Any]) -> str:
+    """Tell what became of the process that `identity` described: "alive", "gone" or "reboot"."""
+    if claim.get("boot") != boot_id():
+        return "reboot"
+    return "alive" if start_time(int(claim["pid"])) == claim.get("start") else "gone"
+
+
+def members(folder: str) -> list[int]:
+    """Return the pids of all living processes that belong to the task of `folder`, except the caller."""
+    needle = (f"{MARKER}={folder}").encode("utf-8", "surrogateescape")
+    found = []
+    for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            with open(f"/proc/{name}/environ", "rb") as file:
+                if needle in file.read().split(b"\0") and start_time(int(name)) is not None:
+                    found.append(int(name))
+        except OSError:  # another user's process, or one that has just ended
+            continue
+    return found
+
+
+def kill_members(folder: str, *, settle_s: float = 0.3, limit_s: float = 10.0) -> None:
+    """SIGKILL whatever is left of a task. After return nobody has been seen for `settle_s`, or `limit_s` is over.
+
+    A process that is between fork and exec appears late, hence the second look.
+    """
+    deadline, quiet_since = time.monotonic() + limit_s, None
+    while time.monotonic() < deadline:
+        pids = members(folder)
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except OSError:
+                pass
+        now = time.monotonic()
+        quiet_since = None if pids else (quiet_since or now)
+        if quiet_since is not None and now - quiet_since >= settle_s:
+            return
+        time.sleep(0.02)
+
+
+def children() -> list[int]:
+    """Return the pids whose parent is this process (zombies included)."""
+    found = []
+    for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    text = file.read()
+            except OSError:
+                continue
+            if int(text[text.rindex(b")") + 2 :].split()[1]) == os.getpid():
+                found.append(int(name))
+    return found
+
+
+def _libc() -> Any:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of its orphaned descendants (Linux), so that a daemonized child cannot slip away."""
+    if os.path.isdir("/proc/self"):
+        _libc().prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def die_with_parent() -> None:
+    """Have the kernel SIGKILL this process when its parent dies (Linux)."""
+    if os.path.isdir("/proc/self"):
+        _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def bind_mount(mounts: list[list[str]]) -> None:
+    """Show each (source, target) folder under its target, for this process and its children alone (Linux, root).
+
+    Raises OSError that names the target when the system refuses.
+    """
+    import ctypes
+
+    libc = _libc()
+
+    def check(code: int, what: str) -> None:
+        if code != 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error), what)
+
+    check(libc.unshare(_CLONE_NEWNS), "unshare")
+    check(libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None), "/")
+    for source, target in mounts:
+        os.makedirs(target, exist_ok=True)
+        check(libc.mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND | _MS_REC, None), target)

@@ -1,0 +1,249 @@
+"""The user's processes: one per node, with its environment, its log and its GPUs. Standard library only, Python 3.8+."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from . import proc
+
+
+class StartFailed(Exception):
+    """The command could not be started; the text says why."""
+
+
+class Rank:
+    """One node's process and all that it started."""
+
+    def __init__(self, index: int, pid: int, container: Container | None) -> None:
+        self.index = index
+        self.pid = pid
+        self.container = container
+        self.status: int | None = None
+
+    @property
+    def ended(self) -> tuple[int | None, int | None]:
+        """(exit code, signal) of an ended process."""
+        assert self.status is not None
+        if os.WIFSIGNALED(self.status):
+            return None, os.WTERMSIG(self.status)
+        return os.WEXITSTATUS(self.status), None
+
+    @property
+    def failed(self) -> bool:
+        return self.status is not None and self.status != 0
+
+    def kill(self, number: int) -> None:
+        """Signal the whole process group; nobody there is fine."""
+        try:
+            os.killpg(self.pid, number)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+    def refusal(self, code: int | None) -> str:
+        """Say why the container engine did not run the command, "" when the exit code is the user's own."""
+        if self.container is None or code != 125:
+            return ""
+        return f"{self.container.engine} could not run the image {self.container.image!r} (exit code 125); its own words are in the log"
+
+    def clean_up(self) -> None:
+        """Remove the container, if there was one; the client's death does not end it."""
+        if self.container is not None:
+            self.container.remove()
+
+
+class Container:
+    """How a command runs inside an image."""
+
+    def __init__(self, job: dict[str, Any], rank: int) -> None:
+        spec = job["container"]
+        self.engine: str = spec["engine"]
+        self.image: str = spec["image"]
+        self.name = f"flow-{job['task_id']}-{rank}"
+        self.mounts: list[list[str]] = spec["mounts"]
+        self.real_gpus: bool = spec["real_gpus"]
+
+    def argv(self, command: list[str], env: dict[str, str], cwd: str, gpus: list[str]) -> list[str]:
+        """Wrap a command. Values of variables stay out of the command line, where everybody could read them."""
+        if os.path.basename(self.engine) in ("apptainer", "singularity"):
+            binds = [f"--bind={source}:{target}" for source, target in self.mounts]
+            nvidia = ["--nv"] if self.real_gpus else []
+            image = self.image if "://" in self.image or os.path.exists(self.image) else "docker://" + self.image
+            return [self.engine, "exec", "--containall", *nvidia, *binds, "--pwd", cwd, image, *command]
+        volumes = [f"--volume={source}:{target}" for source, target in self.mounts]
+        names = [f"--env={name}" for name in sorted(env)]
+        if not (self.real_gpus and gpus):
+            devices: list[str] = []
+        elif "podman" in os.path.basename(self.engine):
+            devices = [f"--device=nvidia.com/gpu={gpu}" for gpu in gpus]
+        else:
+            devices = ['--gpus="device={}"'.format(",".join(gpus))]
+        return [
+            self.engine,
+            "run",
+            "--rm",
+            "--init",
+            "--name",
+            self.name,
+            f"--label=flow-task={self.name}",
+            "--network=host",
+            "--workdir",
+            cwd,
+            *volumes,
+            *names,
+            *devices,
+            self.image,
+            *command,
+        ]
+
+    def remove(self) -> None:
+        import subprocess
+
+        if os.path.basename(self.engine) not in ("apptainer", "singularity"):
+            subprocess.run(
+                [self.engine, "rm", "--force", self.name],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=30,
+                check=False,
+            )
+
+
+def start(folder: str, job: dict[str, Any], granted: list[str]) -> list[Rank]:
+    """Start every node's process. Raises StartFailed; what has been started by then is in the task's process tree."""
+    work = os.path.join(folder, "work")
+    os.makedirs(work, mode=0o700, exist_ok=True)
+    archive = os.path.join(folder, "code.tar.gz")
+    if os.path.exists(archive):
+        from . import unpack
+
+        unpack.extract(archive, work)
+    for name, source in job["links"]:
+        link = os.path.join(work, name)
+        os.makedirs(os.path.dirname(link), exist_ok=True)
+        if not os.path.lexists(link):
+            os.symlink(source, link)
+    cwd = os.path.join(work, job["working_dir"] or ".")
+    nodes = job["num_instances"]
+    share = len(granted) // nodes
+    port = job["env"].get("MASTER_PORT") or (str(_free_port()) if nodes > 1 else "29500")
+    ranks = []
+    for index in range(nodes):
+        gpus = granted[index * share : (index + 1) * share]
+        env = environment(folder, job, index, gpus, port)
+        container = Container(job, index) if job.get("container") else None
+        argv = command(folder, job)
+        if container is not None:
+            argv = container.argv(argv, env, cwd, gpus)
+            env = {**env, "PATH": os.environ.get("PATH", os.defpath), "HOME": os.environ.get("HOME", "/")}
+        ranks.append(
+            Rank(
+                index,
+                spawn(folder, index, argv, env, cwd, job["mounts"] if container is None else []),
+                container,
+            )
+        )
+    return ranks
+
+
+def command(folder: str, job: dict[str, Any]) -> list[str]:
+    """Render what is asked for as an argument list."""
+    entry = job["entry"]
+    if entry == "argv":
+        return list(job["argv"])
+    if entry == "shell":
+        return ["/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh", "-c", job["argv"][0]]
+    if entry == "script":
+        path = os.path.join(folder, "script")
+        with open(path, "rb") as file:
+            own_interpreter = file.read(2) == b"#!"
+        return [path] if own_interpreter else [job["python"], path]
+    return [job["python"], job["call"]]
+
+
+def environment(folder: str, job: dict[str, Any], index: int, gpus: list[str], port: str) -> dict[str, str]:
+    """Render one node's variables: the user's, then what the machine alone can know.
+
+    The names are those of the documented API (FLOW_*) and of torch.distributed's env:// rendezvous.
+    """
+    nodes = str(job["num_instances"])
+    env = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": nodes,
+        "RANK": str(index),
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "NODE_RANK": str(index),
+        "NNODES": nodes,
+    }
+    env.update(job["env"])
+    env.update(
+        {
+            proc.MARKER: folder,
+            "FLOW_TASK_ID": job["task_id"],
+            "FLOW_NODE_RANK": str(index),
+            "FLOW_NUM_NODES": nodes,
+            "FLOW_MAIN_IP": "127.0.0.1",
+            "FLOW_NUM_GPUS": str(len(gpus)),
+            "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+        }
+    )
+    return env
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def spawn(folder: str, index: int, argv: list[str], env: dict[str, str], cwd: str, mounts: list[list[str]]) -> int:
+    """Start one process in a session of its own, output to its log; return its pid. Raises StartFailed.
+
+    Fork and exec by hand: the child needs its mounts and its tie to the runner before the user's program begins.
+    """
+    log = os.open(os.path.join(folder, f"log.{index}"), os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    tell, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+            proc.die_with_parent()
+            signal.set_wakeup_fd(-1)
+            for number in (
+                signal.SIGTERM,
+                signal.SIGINT,
+                signal.SIGHUP,
+                signal.SIGCHLD,
+                signal.SIGALRM,
+                signal.SIGPIPE,
+            ):
+                signal.signal(number, signal.SIG_DFL)
+            null = os.open(os.devnull, os.O_RDONLY)
+            for source, target in ((null, 0), (log, 1), (log, 2)):
+                os.dup2(source, target)
+            if mounts:
+                proc.bind_mount(mounts)
+            os.chdir(cwd)
+            os.execvpe(argv[0], argv, env)
+        except BaseException as error:
+            name = "" if getattr(error, "filename", None) is None else f": {error.filename!r}"
+            os.write(told, ("{}{}".format(getattr(error, "strerror", None) or error, name)).encode()[:4000])
+        os._exit(127)
+    os.close(log)
+    os.close(told)
+    trouble = b""
+    while True:
+        piece = os.read(tell, 4096)
+        if not piece:
+            break
+        trouble += piece
+    os.close(tell)
+    if trouble:
+        os.waitpid(pid, 0)
+        raise StartFailed("could not start {!r} in {}: {}".format(argv[0], cwd, trouble.decode(errors="replace")))
+    return pid

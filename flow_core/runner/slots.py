@@ -1,0 +1,122 @@
+"""Whose turn it is and who holds which GPU, by kernel locks alone. Standard library only, Python 3.8+.
+
+There is no daemon and no table. A GPU is a file: whoever holds its lock has the GPU, and since every process of the
+task inherits the lock, it is free exactly when the last of them is gone, whoever was killed. A place in the queue is
+a file too, locked by the waiter for as long as it waits: a dead waiter's lock is gone, so it steps out by itself.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from typing import Callable
+
+_TURN = ".turn"
+
+
+def take_ticket(queue: str, label: str) -> tuple[str, int]:
+    """Join the end of the queue: return (ticket name, descriptor that holds its lock and may be inherited).
+
+    The ticket appears under its name only once it is locked, so no one can mistake it for a dead one.
+    """
+    os.makedirs(queue, mode=0o700, exist_ok=True)
+    turn = os.open(os.path.join(queue, _TURN), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        last = max((int(name.split(".")[0]) for name in _tickets(queue)), default=0)
+        name = f"{last + 1:012d}.{label}"
+        draft = os.path.join(queue, f".new-{os.getpid()}-{name}")
+        ticket = os.open(draft, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(ticket, fcntl.LOCK_EX)
+        os.rename(draft, os.path.join(queue, name))
+        return name, ticket
+    finally:
+        os.close(turn)
+
+
+def _tickets(queue: str) -> list[str]:
+    return sorted(name for name in os.listdir(queue) if name[0] != ".")
+
+
+def leave(queue: str, name: str, ticket: int) -> None:
+    """Give the place up. The unlock is explicit: a copy of the descriptor in a forked process would keep the lock."""
+    try:
+        os.unlink(os.path.join(queue, name))
+    except FileNotFoundError:
+        pass
+    fcntl.flock(ticket, fcntl.LOCK_UN)
+    os.close(ticket)
+
+
+def wait_for_turn(queue: str, name: str) -> None:
+    """Block until nobody who came earlier is still waiting. Signals are served meanwhile (a handler may raise)."""
+    while True:
+        ahead = [other for other in _tickets(queue) if other < name]
+        if not ahead:
+            return
+        path = os.path.join(queue, ahead[-1])
+        try:
+            previous = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(previous, fcntl.LOCK_SH)
+            try:
+                os.unlink(path)  # its owner left or died; either way the place is empty
+            except FileNotFoundError:
+                pass
+        finally:
+            os.close(previous)
+
+
+class Slots:
+    """The GPUs of one machine, shared by count."""
+
+    def __init__(self, folder: str, devices: list[str]) -> None:
+        self.folder = folder
+        self.devices = devices
+        self.held: dict[str, int] = {}
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+
+    def acquire(self, count: int, pause: Callable[[float], None] = time.sleep) -> list[str]:
+        """Return the names of `count` devices that are now ours. Called only by the head of the queue.
+
+        What is free is taken at once and kept: nobody behind us may have it, so holding a part cannot deadlock.
+        """
+        while True:
+            for device in self.devices:
+                if len(self.held) == count:
+                    return sorted(self.held, key=self.devices.index)
+                if device not in self.held:
+                    self._try(device)
+            if len(self.held) < count:
+                pause(0.02)
+
+    def _try(self, device: str) -> int | None:
+        path = os.path.join(self.folder, device.replace("/", "_"))
+        lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        self.held[device] = lock
+        return lock
+
+
+def busy(folder: str, devices: list[str]) -> list[str]:
+    """Return the devices that some task holds at this moment. Looks, takes nothing for longer than the look."""
+    taken = []
+    for device in devices:
+        try:
+            lock = os.open(os.path.join(folder, device.replace("/", "_")), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            taken.append(device)
+        finally:
+            os.close(lock)
+    return taken

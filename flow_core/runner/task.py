@@ -1,0 +1,228 @@
+"""The task folder as the runner's side knows it: claim, exit record, cancel, probe. Standard library only, Python 3.8+.
+
+Names in the folder (the same on every provider that reaches a file system):
+
+=============== ==================================================================================
+spec.json       what was asked for, and when
+job.json        what the runner is to do; readable by the owner alone, since it holds the environment
+unclaimed       space kept for the claim; renamed to `claimed` by the one runner that may start the work
+claimed         the runner: pid, start time, boot
+alive           a lock that the runner and all processes of the task hold: free when the last is gone
+started.json    when the user's command started, and on which GPUs
+log.0 log.1 …   output of each node
+result          the result of a call
+cancel          somebody asked the task to stop
+reserve         space kept for the exit record; a full disk cannot lose the end of a task
+exit.json       the last word; written under another name, then renamed
+released        the host has stored the results; the folder holds no more than its records
+=============== ==================================================================================
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import time
+from typing import Any
+
+from . import proc
+
+RESERVE_BYTES = 16384
+_CLAIM_BYTES = 512
+
+
+def reserve(folder: str) -> None:
+    """Set aside the blocks that the claim and the exit record will need. Raises OSError when there is no room."""
+    for name, size in (("unclaimed", _CLAIM_BYTES), ("reserve", RESERVE_BYTES)):
+        fd = os.open(os.path.join(folder, name), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, b" " * size)  # real bytes: posix_fallocate does not exist everywhere
+        finally:
+            os.close(fd)
+
+
+def read_json(folder: str, name: str) -> dict[str, Any] | None:
+    """Return the record `name`, or None when it is not there (or not written to its end)."""
+    try:
+        with open(os.path.join(folder, name), encoding="utf-8") as file:
+            value = json.load(file)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_json(folder: str, name: str, value: dict[str, Any]) -> None:
+    """Write a record so that it is there whole or not at all."""
+    draft = os.path.join(folder, f".{name}.{os.getpid()}")
+    with open(os.open(draft, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        json.dump(value, file)
+    os.rename(draft, os.path.join(folder, name))
+
+
+def _overwrite(folder: str, reserved: str, name: str, value: dict[str, Any]) -> None:
+    """Put a record into space that was set aside, then give it its name. Needs no new block on the disk.
+
+    Raises FileNotFoundError when another process has used the space: then the record exists already.
+    """
+    path = os.path.join(folder, reserved)
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # two witnesses of one death may write at once
+        if not os.path.exists(path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        size = os.fstat(fd).st_size
+        data = json.dumps(value).encode()
+        if len(data) > size:  # only free text can be this long
+            data = json.dumps({**value, "message": str(value.get("message", ""))[: size // 12]}).encode()
+        os.write(fd, data)
+        os.ftruncate(fd, len(data))
+        os.fsync(fd)
+        os.rename(path, os.path.join(folder, name))
+    finally:
+        os.close(fd)
+
+
+def lock_alive(folder: str, *, patience_s: float = 0.0) -> int | None:
+    """Take the task's lock: a descriptor that children may inherit, or None when a process of the task holds it."""
+    fd = os.open(os.path.join(folder, "alive"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(fd)
+                return None
+            time.sleep(0.01)
+
+
+def claim(folder: str) -> int | None:
+    """Become the one runner of this task: the descriptor of its lock, or None when another runner was first.
+
+    Starting is exactly once: of all runners that a repeated submit launched, only one gets past this.
+    """
+    fd = lock_alive(folder, patience_s=0.2)
+    if fd is None:
+        return None
+    try:
+        _overwrite(folder, "unclaimed", "claimed", proc.identity(os.getpid()))
+    except FileNotFoundError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def finish(folder: str, record: dict[str, Any]) -> bool:
+    """Write the exit record if there is none. Return whether ours became the last word."""
+    try:
+        _overwrite(folder, "reserve", "exit.json", record)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def exit_record(
+    reason: str, *, code: int | None = None, signal: int | None = None, message: str = "", **more: Any
+) -> dict[str, Any]:
+    """Build an exit record; `reason` is one word of the vocabulary in flow_core.models.Snapshot."""
+    return {
+        "v": 1,
+        "reason": reason,
+        "code": code,
+        "signal": signal,
+        "message": message,
+        "ended_at": time.time(),
+        **more,
+    }
+
+
+def ask_to_stop(folder: str) -> None:
+    """Ask a task to stop. After return the wish is on the disk and the runner, if there is one, has been told.
+
+    A task that no runner has claimed is ended here and now; one that has ended is left alone.
+    """
+    if read_json(folder, "exit.json") is not None:
+        return
+    with open(os.open(os.path.join(folder, "cancel"), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600), "w"):
+        pass
+    for _ in range(100):  # a runner that is between lock and claim needs a moment
+        owner = read_json(folder, "claimed")
+        if owner is not None:
+            if proc.state(owner) == "alive":
+                _signal(owner, signal.SIGTERM)
+            else:
+                bury(folder)
+            return
+        lock = claim(folder)
+        if lock is not None:
+            finish(folder, exit_record("cancelled", message="cancelled before it started"))
+            os.close(lock)
+            return
+        time.sleep(0.02)
+
+
+def _signal(owner: dict[str, Any], number: int) -> None:
+    """Signal exactly the described process: with a pidfd where the system has it, so that no reused pid is hit."""
+    pid = int(owner["pid"])
+    try:
+        if hasattr(os, "pidfd_open") and hasattr(signal, "pidfd_send_signal"):
+            fd = os.pidfd_open(pid)
+            try:
+                if proc.state(owner) == "alive":
+                    signal.pidfd_send_signal(fd, number)
+            finally:
+                os.close(fd)
+        elif proc.state(owner) == "alive":
+            os.kill(pid, number)
+    except OSError as error:
+        if error.errno != errno.ESRCH:
+            raise
+
+
+def bury(folder: str) -> bool:
+    """End a task whose runner is gone: kill what it left behind, then write the record that it could not write.
+
+    Return False when there is nothing to bury yet: the runner lives, or none has claimed the task.
+    """
+    if read_json(folder, "exit.json") is not None:
+        return True
+    owner = read_json(folder, "claimed")
+    fate = "alive" if owner is None else proc.state(owner)
+    if owner is None or fate == "alive":
+        return False
+    if fate == "gone":
+        proc.kill_members(folder)
+    asked = os.path.exists(os.path.join(folder, "cancel"))
+    reason, message = {
+        "reboot": ("reboot", "the machine was restarted while the task ran"),
+        "gone": (
+            "runner-died",
+            "the process that looked after the task (pid {}) is gone without a record; it was probably killed".format(
+                owner["pid"]
+            ),
+        ),
+    }[fate]
+    finish(folder, exit_record("cancelled" if asked else reason, message=message))
+    return True
+
+
+def probe(folder: str) -> dict[str, Any] | None:
+    """Gather all that a snapshot is made of; None when there is no such task. A dead runner's task is buried first."""
+    spec = read_json(folder, "spec.json")
+    if spec is None:
+        return None
+    owner = read_json(folder, "claimed")
+    if owner is not None and read_json(folder, "exit.json") is None and proc.state(owner) != "alive":
+        bury(folder)
+    return {
+        "spec": spec,
+        "claimed": owner is not None or os.path.exists(os.path.join(folder, "claimed")),
+        "cancel": os.path.exists(os.path.join(folder, "cancel")),
+        "started": read_json(folder, "started.json"),
+        "exit": read_json(folder, "exit.json"),
+        "released": os.path.exists(os.path.join(folder, "released")),
+    }

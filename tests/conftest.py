@@ -1,0 +1,42 @@
+"""What all suites share: a home of their own for every test, and nothing left running after it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A local provider's home with two simulated GPUs; at the end of the test none of its processes may be left."""
+    path = tmp_path / "a'; echo home"  # every path here meets a shell sooner or later
+    for name in [name for name in os.environ if name.startswith(("FLOW_", "MITHRIL_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("FLOW_CONFIG", str(tmp_path / "no-config.yaml"))
+    monkeypatch.setenv("FLOW_LOCAL_HOME", str(path))
+    monkeypatch.setenv("FLOW_LOCAL_GPUS", "2")
+    yield path
+    left = processes_under(path)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+
+
+def processes_under(home: Path) -> list[int]:
+    """The living processes that belong to any task under a home."""
+    needle = b"FLOW_TASK_DIR=" + os.fsencode(os.path.realpath(home)) + b"/"
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (
+                    needle in (entry / "environ").read_bytes()
+                    and (entry / "stat").read_text().rsplit(") ", 1)[1][0] != "Z"
+                ):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
