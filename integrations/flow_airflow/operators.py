@@ -301,7 +301,7 @@ class FlowGPUOperator(BaseOperator):
                 self._defer(context, task, log)
         value = task.result(timeout=0)
         if self.module is None:
-            return task.logs(tail=1).strip() or None
+            return task.logs(tail=1).rstrip() or None
         return value
 
     def _show(self, log: TaskLog) -> None:

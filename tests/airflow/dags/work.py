@@ -1,0 +1,68 @@
+"""Pure functions for the DAGs here: they know nothing of us or of any orchestrator."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def echo(value: Any = None, *more: Any) -> Any:
+    """Return what was given."""
+    return [value, *more] if more else value
+
+
+def add(a: float, b: float) -> float:
+    return a + b
+
+
+def double(value: float) -> float:
+    return 2 * value
+
+
+def gpus() -> dict[str, str | None]:
+    """Say which GPUs this process may use."""
+    return {"visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
+
+
+def leave_mark(trail: str) -> int:
+    """Note that the work has started; return how often it has by now."""
+    with Path(trail).open("a") as file:
+        file.write(f"start {os.getpid()}\n")
+    return len(Path(trail).read_text().splitlines())
+
+
+def long(trail: str, seconds: float) -> dict[str, Any]:
+    """Work for a while and say so."""
+    starts = leave_mark(trail)
+    for second in range(int(seconds * 2)):
+        print(f"half second {second}", flush=True)
+        time.sleep(0.5)
+    return {"starts": starts, "pid": os.getpid()}
+
+
+def fail(trail: str) -> float:
+    leave_mark(trail)
+    print("about to divide", flush=True)
+    return 1 / 0
+
+
+def fail_once(trail: str) -> dict[str, int]:
+    starts = leave_mark(trail)
+    if starts == 1:
+        raise ValueError("not this time")
+    return {"starts": starts}
+
+
+def exit_badly() -> None:
+    sys.exit(3)
+
+
+def talk(lines: int, pause: float) -> int:
+    """Print numbered lines with what could trip a log up: percent signs, braces, umlauts, escapes."""
+    for number in range(lines):
+        print(f"line {number:03d} 100% {{x}} %s ü \\n", flush=True)
+        time.sleep(pause)
+    return lines

@@ -1,0 +1,315 @@
+"""A real Airflow for the tests: scheduler, DAG processor, API server and triggerer, driven by REST."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+HERE = Path(__file__).resolve().parent
+COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+ENDED = ("success", "failed", "skipped", "upstream_failed")
+AIRFLOW = Path(sys.executable).with_name("airflow")
+
+
+def until(what: str, ask: Callable[[], T | None], timeout_s: float = 90.0) -> T:
+    """Return the first answer that is neither None nor False; fail with `what` after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        answer = ask()
+        if answer is not None and answer is not False:
+            return answer
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:g} s: {what}")
+        time.sleep(0.1)
+
+
+@dataclass
+class Airflow:
+    """One running Airflow. `flow_home` is where its tasks' Flow tasks live."""
+
+    home: Path
+    port: int
+    environment: dict[str, str]
+    token: str = ""
+    keeper: subprocess.Popen[str] | None = None
+    _opener: urllib.request.OpenerDirector = field(
+        default_factory=lambda: urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    )
+
+    @property
+    def flow_home(self) -> Path:
+        return Path(self.environment["FLOW_LOCAL_HOME"])
+
+    # -- processes
+
+    def start(self) -> None:
+        with (self.home / "migrate.out").open("wb") as out:
+            subprocess.run(
+                [AIRFLOW, "db", "migrate"],
+                env=self.environment,
+                check=True,
+                stdout=out,
+                stderr=out,
+                timeout=180,
+            )
+        self.keeper = subprocess.Popen(
+            [sys.executable, HERE / "keeper.py", self.home, AIRFLOW, *COMPONENTS],
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        until("Airflow is healthy", self._healthy, 240)
+        until("the DAGs are parsed", self._parsed, 120)
+
+    def stop(self) -> None:
+        if self.keeper is not None and self.keeper.stdin is not None:
+            self.keeper.stdin.close()
+            self.keeper.wait(60)
+
+    def control(self, verb: str, component: str) -> None:
+        """`kill`, `start`, `freeze` or `thaw` one of Airflow's processes."""
+        assert self.keeper is not None
+        assert self.keeper.stdin is not None
+        assert self.keeper.stdout is not None
+        self.keeper.stdin.write(f"{verb} {component}\n")
+        self.keeper.stdin.flush()
+        assert self.keeper.stdout.readline() == "done\n"
+
+    def _healthy(self) -> bool:
+        assert self.keeper is not None
+        assert self.keeper.poll() is None, "the keeper has ended"
+        try:
+            if not self.token:
+                self.token = self.request("GET", "/auth/token")["access_token"]
+            health = self.api("GET", "/monitor/health")
+        except (OSError, KeyError):
+            return False
+        return all(
+            health[name]["status"] == "healthy" for name in ("scheduler", "triggerer", "dag_processor")
+        )
+
+    def _parsed(self) -> bool:
+        errors = self.api("GET", "/importErrors")["import_errors"]
+        assert not errors, errors[0]["stack_trace"]
+        wanted = sum("with DAG(" in line for file in (HERE / "dags").glob("*.py") for line in file.open())
+        return bool(self.api("GET", "/dags")["total_entries"] >= wanted)
+
+    # -- REST
+
+    def api(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        return self.request(method, f"/api/v2{path}", body)
+
+    def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", method=method)
+        request.add_header("Content-Type", "application/json")
+        request.add_header("Accept", "application/json")
+        if self.token:
+            request.add_header("Authorization", f"Bearer {self.token}")
+        data = None if body is None else json.dumps(body).encode()
+        with self._opener.open(request, data, timeout=60) as answer:
+            return json.loads(answer.read() or b"null")
+
+    def trigger(self, dag_id: str, **conf: Any) -> Run:
+        """Start a DAG run with `conf`."""
+        body = {"logical_date": None, "conf": conf, "dag_run_id": f"{dag_id}-{secrets.token_hex(4)}"}
+        return Run(self, dag_id, self.api("POST", f"/dags/{dag_id}/dagRuns", body)["dag_run_id"])
+
+
+@dataclass(frozen=True)
+class Run:
+    """A DAG run."""
+
+    airflow: Airflow
+    dag_id: str
+    run_id: str
+
+    @property
+    def path(self) -> str:
+        return f"/dags/{self.dag_id}/dagRuns/{self.run_id}"
+
+    def state(self) -> str:
+        return str(self.airflow.api("GET", self.path)["state"])
+
+    def ended(self, timeout_s: float = 180.0) -> str:
+        """Wait for the end of the run and return its state."""
+
+        def ask() -> str | None:
+            state = self.state()
+            return state if state in ("success", "failed") else None
+
+        return until(f"{self.run_id} has ended", ask, timeout_s)
+
+    def task(self, task_id: str, map_index: int = -1) -> TaskRun:
+        return TaskRun(self, task_id, map_index)
+
+    def tasks(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.airflow.api("GET", f"{self.path}/taskInstances?limit=100")[
+            "task_instances"
+        ]
+        return found
+
+    def clear(self, *task_ids: str) -> None:
+        body = {"dry_run": False, "dag_run_id": self.run_id, "task_ids": list(task_ids), "only_failed": False}
+        self.airflow.api("POST", f"/dags/{self.dag_id}/clearTaskInstances", body)
+
+    def __str__(self) -> str:
+        return f"{self.run_id}: " + ", ".join(
+            f"{one['task_id']}[{one['map_index']}]={one['state']}" for one in self.tasks()
+        )
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """A task of a DAG run."""
+
+    run: Run
+    task_id: str
+    map_index: int
+
+    @property
+    def path(self) -> str:
+        return f"{self.run.path}/taskInstances/{self.task_id}"
+
+    @property
+    def info(self) -> dict[str, Any]:
+        index = "" if self.map_index < 0 else f"/{self.map_index}"
+        found: dict[str, Any] = self.run.airflow.api("GET", self.path + index)
+        return found
+
+    def state(self) -> str | None:
+        state: str | None = self.info["state"]
+        return state
+
+    def reaches(self, *states: str, timeout_s: float = 90.0) -> str:
+        """Wait until the task is in one of `states`."""
+
+        def ask() -> str | None:
+            state = self.state()
+            if state in ("failed", "upstream_failed") and state not in states:
+                raise AssertionError(f"{self.task_id}: {state}\n{self.log()}")
+            return state if state in states else None
+
+        return until(f"{self.task_id} of {self.run.run_id} is {' or '.join(states)}", ask, timeout_s)
+
+    def ended(self, timeout_s: float = 120.0) -> str:
+        return until(f"{self.task_id} of {self.run.run_id} has ended", self._ended, timeout_s)
+
+    def _ended(self) -> str | None:
+        state = self.state()
+        return state if state in ENDED else None
+
+    def xcom(self, key: str = "return_value") -> Any:
+        """Return the XCom's value, None when there is none."""
+        try:
+            answer = self.run.airflow.api("GET", f"{self.path}/xcomEntries/{key}?map_index={self.map_index}")
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            raise
+        return answer["value"]
+
+    def mark(self, state: str) -> None:
+        self.run.airflow.api("PATCH", self.path, {"new_state": state})
+
+    def lines(self, attempt: int | None = None) -> list[str]:
+        """Return the events of the task's log, worker and triggerer together, as the UI shows them."""
+        number = self.info["try_number"] if attempt is None else attempt
+        answer = self.run.airflow.api(
+            "GET", f"{self.path}/logs/{number}?map_index={self.map_index}&full_content=true"
+        )
+        events = []
+        for one in answer["content"]:
+            details = one.get("error_detail") or []
+            events.append(
+                one["event"] + "".join(f"\n{detail['exc_type']}: {detail['exc_value']}" for detail in details)
+            )
+        return events
+
+    def log(self, attempt: int | None = None) -> str:
+        try:
+            return "\n".join(self.lines(attempt))
+        except urllib.error.HTTPError as error:
+            return f"no log: {error}"
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on at this moment."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def environment(home: Path) -> tuple[int, dict[str, str]]:
+    """Return the API's port and the variables with which all of Airflow's processes are started."""
+    import flow_airflow
+    import flow_core
+
+    api, workers, triggerer = free_ports(3)
+    url = f"http://127.0.0.1:{api}"
+    packages = [Path(one.__path__[0]).parent for one in (flow_airflow, flow_core)]
+    ours = {
+        "AIRFLOW_HOME": str(home),
+        "PATH": f"{AIRFLOW.parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(str(one) for one in packages),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(HERE / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__PARALLELISM": "8",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(api),
+        "AIRFLOW__API__BASE_URL": url,
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__API__SECRET_KEY": secrets.token_hex(16),
+        "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
+        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(workers),
+        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(triggerer),
+        # A worker that was killed is missed after a quarter of a minute, not after five.
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
+        "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": "False",
+        "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "3",
+        "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "8",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "FLOW_LOCAL_HOME": str(home / "flow"),
+        "FLOW_LOCAL_GPUS": "4",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
+    }
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "FLOW_", "PYTEST"))}
+    return api, inherited | ours
+
+
+@contextmanager
+def running_airflow(home: Path) -> Iterator[Airflow]:
+    """A started Airflow; gone, with everything that it started, at the end."""
+    port, variables = environment(home)
+    airflow = Airflow(home, port, variables)
+    try:
+        airflow.start()
+        yield airflow
+    finally:
+        airflow.stop()
