@@ -232,8 +232,9 @@ def find_uv() -> Uv:
     with exclusive("tools"):
         if uv_version(own) < UV_OLDEST:
             print(f"==> uv {UV_VERSION}", flush=True)
-            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-            subprocess.run([*pip, "--upgrade", "--target", TOOLS, f"uv=={UV_VERSION}"], check=True)
+            # With --target, pip also works where the system's Python is managed by somebody else, or has no venv.
+            pip = [sys.executable, "-m", "pip", "install", "-qq", "--root-user-action=ignore", "--upgrade"]
+            subprocess.run([*pip, "--target", TOOLS, f"uv=={UV_VERSION}"], check=True)
     return Uv(own, environ)
 
 
