@@ -233,8 +233,9 @@ def find_uv() -> Uv:
         if uv_version(own) < UV_OLDEST:
             print(f"==> uv {UV_VERSION}", flush=True)
             # With --target, pip also works where the system's Python is managed by somebody else, or has no venv.
-            pip = [sys.executable, "-m", "pip", "install", "-qq", "--root-user-action=ignore", "--upgrade"]
-            subprocess.run([*pip, "--target", TOOLS, f"uv=={UV_VERSION}"], check=True)
+            pip = [sys.executable, "-m", "pip", "install", "-qq", "--upgrade", "--target", str(TOOLS)]
+            quiet = {**os.environ, "PIP_ROOT_USER_ACTION": "ignore"}
+            subprocess.run([*pip, f"uv=={UV_VERSION}"], check=True, env=quiet)
     return Uv(own, environ)
 
 
