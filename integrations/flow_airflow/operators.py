@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -20,12 +21,12 @@ from flow_airflow.triggers import FlowEvent, FlowTaskTrigger
 from flow_core.errors import FlowError, FlowTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
 
     from airflow.sdk import Context
-    from flow_core.models import MountSpec, VolumeSpec
 
     from flow_core import Flow, Task
+    from flow_core.models import MountSpec, VolumeSpec
 
 #: The XCom that holds the id of the Flow task while it runs, for FlowTaskSensor and for people.
 TASK_ID_XCOM = "flow_task_id"
@@ -269,8 +270,8 @@ class FlowGPUOperator(BaseOperator):
             return flow.invoke_async(
                 module,
                 self.function,
-                list(self.op_args or ()),
-                dict(self.op_kwargs or {}),
+                _plain(self.op_args or []),
+                _plain(self.op_kwargs or {}),
                 code_root=root,
                 idempotency_key=node.key,
                 **fields,
@@ -341,6 +342,15 @@ class FlowGPUOperator(BaseOperator):
         if self.execution_timeout is None:
             return None
         return (context["ti"].start_date + self.execution_timeout).timestamp()
+
+
+def _plain(value: Any) -> Any:
+    """Load the lazy sequences that stand for the XComs of mapped tasks."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
+        return [_plain(one) for one in value]
+    return value
 
 
 def _ends_within(task: Task, seconds: float) -> bool:

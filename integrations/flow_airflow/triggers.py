@@ -16,9 +16,8 @@ from flow_core.errors import FlowError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from flow_core.models import Snapshot
-
     from flow_core import Flow
+    from flow_core.models import Snapshot
 
 #: Between two looks at the output; a quiet task is looked at less and less often.
 SHORTEST_LOOK_S, LONGEST_LOOK_S = 1.0, 10.0

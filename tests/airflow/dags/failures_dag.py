@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.sdk import DAG
 
 from flow_airflow import FlowGPUOperator
 
 TRAIL = "{{ dag_run.conf['trail'] }}"
-retry = {"retries": 1, "retry_delay": timedelta(seconds=1)}
+retry: dict[str, Any] = {"retries": 1, "retry_delay": timedelta(seconds=1)}
 
 with DAG("failures", default_args={"retries": 0}):
     FlowGPUOperator(task_id="raises", module="work.py", function="fail", op_args=[TRAIL + "-raises"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.sdk import DAG
 
 from flow_airflow import FlowGPUOperator
 
-work = {
+work: dict[str, Any] = {
     "module": "work.py",
     "function": "long",
     "op_args": ["{{ dag_run.conf['trail'] }}", "{{ dag_run.conf['seconds'] }}"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from airflow.sdk import DAG, task
 
 from flow_airflow import FlowGPUOperator
@@ -9,13 +11,16 @@ from flow_airflow import FlowGPUOperator
 with DAG("mapped"):
 
     @task
-    def total(values: list[float]) -> float:
-        return sum(values)
+    def total(values: Any) -> float:
+        return float(sum(values))
 
     doubled = FlowGPUOperator.partial(
         task_id="double", module="work.py", function="double", gpu="a100", retries=0
     ).expand(op_args=[[number] for number in range(8)])
     total(doubled.output)
+    FlowGPUOperator(
+        task_id="remote_total", module="work.py", function="total", op_args=[doubled.output], retries=0
+    )
 
 with DAG("quick", max_active_tasks=20):
     FlowGPUOperator.partial(

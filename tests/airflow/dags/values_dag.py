@@ -12,14 +12,14 @@ from flow_airflow import FlowGPUOperator
 with DAG("values", default_args={"retries": 0}):
 
     @task
-    def produce() -> dict[str, Any]:
+    def produce() -> Any:
         return {"lr": 0.5, "layers": [1, 2], "name": "é"}
 
     @task
     def type_of(value: Any) -> str:
         return type(value).__name__
 
-    produced = produce()
+    produced: Any = produce()
     for name, value in {
         "dict": {"a": 1, "b": [1, 2, {"c": None}]},
         "list": [1, "two", 3.5],

@@ -18,6 +18,10 @@ def add(a: float, b: float) -> float:
     return a + b
 
 
+def total(values: list[float]) -> float:
+    return sum(values)
+
+
 def double(value: float) -> float:
     return 2 * value
 
