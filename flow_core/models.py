@@ -198,7 +198,9 @@ class TaskConfig(Value):
         return self.image
 
     def replace(self, **changes: Any) -> TaskConfig:
-        """A copy with other values, checked anew. A new command or machine takes the old one's place; None changes nothing.
+        """A copy with other values, checked anew. A new command or machine takes the old one's place.
+
+        A value of None changes nothing.
 
         Raises:
             ValidationError: as for a new TaskConfig.

@@ -63,12 +63,12 @@ class Value(BaseModel):
                 suggestions=["Make a new one with other values."],
             ) from None
 
-    @pydantic.model_validator(mode="before")
+    @pydantic.model_validator(mode="wrap")
     @classmethod
-    def _names_are_text(cls, given: Any) -> Any:
+    def _names_are_text(cls, given: Any, make: pydantic.ModelWrapValidatorHandler[Self]) -> Self:
         if isinstance(given, dict) and not all(isinstance(name, str) for name in given):
-            raise Refusal("must have text as names of its fields")
-        return given
+            raise Refusal("must have text as the names of its fields")
+        return make(given)
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:

@@ -1,0 +1,191 @@
+"""Settings: defaults < `~/.flow/config.yaml` < environment < arguments. Read here and nowhere else.
+
+    provider: local                 FLOW_PROVIDER
+    default_instance_type: cpu      FLOW_DEFAULT_INSTANCE_TYPE
+    project: my-project             MITHRIL_DEFAULT_PROJECT or MITHRIL_PROJECT
+    region: us-central1-b           MITHRIL_DEFAULT_REGION or MITHRIL_REGION
+    ssh_keys: [my-key]              MITHRIL_SSH_KEYS, separated by commas
+    api_key: fkey_...               MITHRIL_API_KEY
+    debug: false                    FLOW_DEBUG
+    local:
+      home: ~/.flow/local           FLOW_LOCAL_HOME
+      gpus: 4                       FLOW_LOCAL_GPUS
+      python: /usr/bin/python3      FLOW_LOCAL_PYTHON
+      retention_days: 7             FLOW_LOCAL_RETENTION_DAYS
+      kill_grace_s: 10              FLOW_LOCAL_KILL_GRACE_S
+
+`FLOW_CONFIG` names another file. An empty variable counts as unset. The provider is what `provider` says:
+a key in the environment never chooses it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, Field, SecretStr
+
+from flow_core import gpus
+from flow_core.errors import ConfigError, ValidationError
+from flow_core.values import Count, Items, Number, Refusal, Text, Value
+
+DEFAULT_PATH = "~/.flow/config.yaml"
+
+# The first variable that is set wins.
+_VARIABLES: tuple[tuple[str, str], ...] = (
+    ("FLOW_PROVIDER", "provider"),
+    ("FLOW_DEFAULT_INSTANCE_TYPE", "default_instance_type"),
+    ("MITHRIL_DEFAULT_INSTANCE_TYPE", "default_instance_type"),
+    ("MITHRIL_DEFAULT_PROJECT", "project"),
+    ("MITHRIL_PROJECT", "project"),
+    ("MITHRIL_DEFAULT_REGION", "region"),
+    ("MITHRIL_REGION", "region"),
+    ("MITHRIL_SSH_KEYS", "ssh_keys"),
+    ("MITHRIL_API_KEY", "api_key"),
+    ("FLOW_DEBUG", "debug"),
+    ("FLOW_LOCAL_HOME", "local.home"),
+    ("FLOW_LOCAL_GPUS", "local.gpus"),
+    ("FLOW_LOCAL_PYTHON", "local.python"),
+    ("FLOW_LOCAL_RETENTION_DAYS", "local.retention_days"),
+    ("FLOW_LOCAL_KILL_GRACE_S", "local.kill_grace_s"),
+)
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise Refusal("needs to know the home folder", "Set HOME, or write an absolute path.") from None
+
+
+def _instance_type(name: str) -> str:
+    gpus.parse(name)
+    return name
+
+
+class LocalSettings(Value):
+    """How this machine runs tasks.
+
+    `home` holds the tasks and volumes. `gpus` is the number of GPUs to share out: with real ones at most that
+    many of them are used, without any that many are simulated; None means what is found. `python` runs
+    functions and scripts, None means the interpreter that submits. What ended is kept for `retention_days`.
+    `kill_grace_s` is the time between the request to end and the kill.
+    """
+
+    home: Annotated[Path, AfterValidator(_absolute)] = Field(
+        Path("~/.flow/local"), validate_default=True, examples=["/var/lib/flow"]
+    )
+    gpus: Count | None = Field(None, ge=0, examples=[4])
+    python: Text | None = Field(None, examples=["/usr/bin/python3"])
+    retention_days: Number = Field(7.0, ge=0, examples=[7])
+    kill_grace_s: Number = Field(10.0, ge=0, examples=[10])
+
+
+class Settings(Value):
+    """What is the same for all tasks of one `Flow`.
+
+    `default_instance_type` is used by tasks that do not say which machine they need. `project`, `region`,
+    `ssh_keys` and `api_key` are for providers that rent machines; the key never shows in `repr` or errors.
+    """
+
+    secret_fields: ClassVar[frozenset[str]] = frozenset({"api_key"})
+
+    provider: Text = Field("local", examples=["local"])
+    default_instance_type: Annotated[Text, AfterValidator(_instance_type)] = Field("cpu", examples=["a100"])
+    project: Text | None = Field(None, examples=["my-project"])
+    region: Text | None = Field(None, examples=["us-central1-b"])
+    ssh_keys: Items[Text] = Field((), examples=[["my-key"]])
+    api_key: SecretStr | None = None
+    debug: bool = Field(False, examples=[True])
+    local: LocalSettings = Field(default_factory=LocalSettings, examples=[{"gpus": 4}])
+
+
+def load(*, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """Gather the settings. `overrides` are fields of `Settings`; None counts as not given.
+
+    `local` may be a mapping with some of its fields: the others keep what file and environment say.
+
+    Raises:
+        ConfigError: the file cannot be read, or a name or value in it, in a variable or in an argument is
+            wrong; the message says where it stands.
+    """
+    env = os.environ if environ is None else environ
+    merged: dict[str, Any] = {}
+    for origin, layer in _layers(env, overrides):
+        _check(origin, layer)
+        for name, value in _given(layer).items():
+            merged[name] = {**merged.get(name, {}), **_given(value)} if name == "local" else value
+    return Settings(**merged)
+
+
+def _layers(env: Mapping[str, str], overrides: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Where settings come from, the weakest first."""
+    path = _path(env)
+    if path is not None:
+        yield f"The settings file {path}", _read(path)
+    for variable, target in reversed(_VARIABLES):
+        text = env.get(variable, "").strip()
+        if text:
+            value = [key.strip() for key in text.split(",") if key.strip()] if target == "ssh_keys" else text
+            section, _, name = target.rpartition(".")
+            yield (
+                f"The environment variable {variable}",
+                {section: {name: value}} if section else {name: value},
+            )
+    yield "The arguments", overrides
+
+
+def _check(origin: str, layer: Mapping[str, Any]) -> None:
+    """Look at one layer alone, so that a mistake is reported with the place where it was made."""
+    try:
+        Settings.model_validate(dict(layer))
+    except ValidationError as error:
+        raise ConfigError(
+            f"{origin} cannot be used: {error.message}", suggestions=error.suggestions
+        ) from None
+
+
+def _given(values: Mapping[str, Any] | Value) -> dict[str, Any]:
+    if isinstance(values, Value):
+        return {name: getattr(values, name) for name in values.model_fields_set}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _path(env: Mapping[str, str]) -> Path | None:
+    """The settings file that counts; None where there is none and none was named."""
+    named = env.get("FLOW_CONFIG", "").strip()
+    try:
+        path = Path(named or DEFAULT_PATH).expanduser()
+    except RuntimeError:  # this user has no home folder
+        return Path(named) if named else None
+    return path if named or path.exists() else None
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"The settings file {path} cannot be read: {error.strerror}.",
+            suggestions=["Correct FLOW_CONFIG or the file's permissions."],
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"The settings file {path} is not text in UTF-8.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(
+            f"The settings file {path}{where} is not YAML: {getattr(error, 'problem', error)}."
+        ) from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"The settings file {path} must hold names and values.",
+            suggestions=["Write it like: provider: local"],
+        )
+    return content
