@@ -1,0 +1,143 @@
+"""The wire format: a call to bytes, and bytes to a value or an error. Pure: no files, no network, no clock.
+
+call.json   {"v": 1, "kind": "file", "module": "train.py", "function": "f", "codec": "json", "args": […], "kwargs": {…}}
+result      {"v": 1, "ok": true, "codec": "json", "size": 11, "sha256": "…"} newline, the value's bytes
+            {"v": 1, "ok": false, "error": {"type": "ValueError", "message": …, "traceback": …, "cause": …}} newline
+
+The other end is `flow_core.runner.execute`; the JSON rules of both ends are `flow_core.runner.strict_json`.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flow_core.errors import (
+    ResultError,
+    SerializationError,
+    TaskExecutionError,
+    ValidationError,
+    remote_error,
+)
+from flow_core.runner.execute import WIRE_VERSION, sha256_hex
+from flow_core.runner.strict_json import JSON_LIMIT_BYTES, NotSerializable, from_json, to_json
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from flow_core.errors import TaskErrorFields
+
+CANNOT_SERIALIZE = "Cannot serialize arguments. Save to disk and pass path."
+
+# What the runner itself raises, by the name of the class in the record: the user's function is not to blame.
+_RESULT_ERRORS = frozenset({"ResultTooLarge", "ResultNotSerializable"})
+_REFUSALS = frozenset({"WireVersionMismatch", "PythonVersionMismatch"})
+_RUNNER_MODULES = frozenset({"execute", "pickles"})
+
+
+def encode_call(
+    module: str,
+    function: str,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> bytes:
+    """Return the `call.json` that calls `function` of the file or dotted `module` in the work folder.
+
+    Raises SerializationError with the path of the first argument that JSON cannot carry unchanged (tuples become
+    lists), also when all of them take more than `JSON_LIMIT_BYTES`.
+    """
+    if not isinstance(args, (list, tuple)):
+        raise ValidationError(f"args={args!r} is no list", suggestions=["Write args=[value]."])
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise ValidationError(f"kwargs={kwargs!r} is no dict", suggestions=["Write kwargs={'name': value}."])
+    try:
+        positional, named = to_json(list(args), "args"), to_json(dict(kwargs or {}), "kwargs")
+    except NotSerializable as error:
+        raise SerializationError(f"{CANNOT_SERIALIZE} {error}") from None
+    size = len(positional) + len(named)
+    if size > JSON_LIMIT_BYTES:
+        raise SerializationError(
+            f"{CANNOT_SERIALIZE} args and kwargs take {size:,} bytes as JSON; at most {JSON_LIMIT_BYTES:,} can travel"
+        )
+    head = {"v": WIRE_VERSION, "kind": "file", "module": module, "function": function, "codec": "json"}
+    return b'%s,"args":%s,"kwargs":%s}' % (to_json(head, "call")[:-1], positional, named)
+
+
+def decode_result(data: bytes, *, allow_pickle: bool = False, **fields: Unpack[TaskErrorFields]) -> Any:
+    """Return the value in the content of a `result` file.
+
+    `fields` (task_id, exit_code, log_tail …) go into the errors. Raises RemoteExecutionError, also an instance of the
+    function's own exception class, where the function raised; ResultError where the value could not travel, is
+    damaged, or is a pickle and the caller did not allow that; TaskExecutionError where the call was refused.
+    """
+    header, body = _opened(data, fields)
+    if not header["ok"]:
+        raise _error(header, fields)
+    if len(body) != header.get("size"):
+        raise _result_error(
+            f"the result is damaged: {len(body):,} of {header.get('size')} bytes are there", fields
+        )
+    if sha256_hex(body) != header.get("sha256"):
+        raise _result_error("the result is damaged: its bytes are not those that were written", fields)
+    codec = header.get("codec")
+    if codec == "pickle" and not allow_pickle:
+        raise _result_error(
+            "the result is a pickle, and unpickling it may run code from the machine that wrote it",
+            fields,
+            'Pass serialization="pickle" if you trust that machine.',
+        )
+    if codec not in ("json", "pickle"):
+        raise _result_error(f"the result is encoded as {codec!r}, which is not known here", fields)
+    try:
+        return from_json(body) if codec == "json" else pickle.loads(body)  # noqa: S301 - the caller allowed it
+    except Exception as error:
+        raise _result_error(
+            f"the result cannot be read here: {type(error).__name__}: {error}", fields
+        ) from error
+
+
+def decode_error(data: bytes, **fields: Unpack[TaskErrorFields]) -> TaskExecutionError | None:
+    """Return the error in the content of a `result` file, or None where it holds a value.
+
+    A file that cannot be read gives the ResultError that says so.
+    """
+    try:
+        header, _ = _opened(data, fields)
+    except ResultError as error:
+        return error
+    return None if header["ok"] else _error(header, fields)
+
+
+def _opened(data: bytes, fields: TaskErrorFields) -> tuple[dict[str, Any], bytes]:
+    head, _, body = data.partition(b"\n")
+    try:
+        header = from_json(head)
+        version, ok = header["v"], header["ok"]
+    except (ValueError, TypeError, LookupError) as error:
+        raise _result_error(f"the result file is damaged: {error}", fields) from None
+    if version != WIRE_VERSION:
+        raise _result_error(
+            f"the result is written in version {version!r} of the wire format; this side reads version {WIRE_VERSION}",
+            fields,
+            "Collect it with the release of flow-gpu that submitted the task.",
+        )
+    if not isinstance(ok, bool) or not (ok or isinstance(header.get("error"), dict)):
+        raise _result_error("the result file is damaged: it holds neither a value nor an error", fields)
+    return header, body
+
+
+def _error(header: Mapping[str, Any], fields: TaskErrorFields) -> TaskExecutionError:
+    record: dict[str, Any] = header["error"]
+    name, message = str(record.get("type")), str(record.get("message"))
+    if str(record.get("module")).rpartition(".")[2] in _RUNNER_MODULES:
+        if name in _RESULT_ERRORS:
+            return ResultError(message, **fields)
+        if name in _REFUSALS:
+            return TaskExecutionError(message, **fields)
+    return remote_error(record, **fields)
+
+
+def _result_error(message: str, fields: TaskErrorFields, *suggestions: str) -> ResultError:
+    merged: TaskErrorFields = {**fields, "suggestions": suggestions}
+    return ResultError(message, **merged)

@@ -1,0 +1,179 @@
+"""Functions and values by pickle: checked before they are loaded, and blamed by path when they cannot be made.
+
+Standard library only, Python 3.8+; cloudpickle comes with the call, from the sender.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+
+from . import stdlib
+from .strict_json import NotSerializable, TooLarge, describe, short
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from types import CodeType
+    from typing import Any
+
+PICKLE_LIMIT_BYTES = 100 * 1024 * 1024
+"""The most that a captured call, or its result, may take as pickle."""
+PROTOCOL = 5
+CLOUDPICKLE_ZIP = "cloudpickle.zip"
+"""The sender's cloudpickle, beside the captured call."""
+
+
+class PythonVersionMismatch(Exception):
+    """The function was captured by another Python than the one that is to run it."""
+
+
+def prepare(folder: str, call: dict[str, Any]) -> None:
+    """Import the sender's cloudpickle. Raises PythonVersionMismatch before anything of the call is loaded."""
+    made_by, running = tuple(call["python"]), sys.version_info
+    if made_by != running[:2]:
+        raise PythonVersionMismatch(
+            "the function was captured by Python {}.{}, and this machine runs Python {}.{}.{} ({}). A captured "
+            "function only works in the same version: run the machine with that Python, or call the function by its "
+            "file and name, which works across versions".format(*made_by, *running[:3], sys.executable)
+        )
+    sys.path.insert(0, os.path.join(folder, CLOUDPICKLE_ZIP))
+    __import__("cloudpickle")
+    del sys.path[0]
+
+
+def load_captured(folder: str, call: dict[str, Any]) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
+    """Return the captured function, and its arguments where they were captured as well."""
+    _show_sources(call.get("sources") or {})
+    with open(os.path.join(folder, call["function_file"]), "rb") as file:
+        data = file.read()
+    try:
+        function, args, kwargs = pickle.loads(data)  # noqa: S301 - the caller's own function
+    except ImportError as error:
+        raise type(error)(
+            f"the captured function needs what this machine does not have: {error}. Install it there (image=), or "
+            "upload it as part of code_root",
+            name=error.name,
+            path=error.path,
+        ) from error
+    return function, args, kwargs
+
+
+def dumps(value: Any, name: str, limit_bytes: int = PICKLE_LIMIT_BYTES) -> bytes:
+    """Return `value` as pickle; classes and functions that are not importable travel by value.
+
+    Raises NotSerializable with the path to the part that cannot travel, TooLarge above `limit_bytes`.
+    """
+    try:
+        data = _dumps(value)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise NotSerializable(blame(value, name, error, _dumps)) from error
+    if len(data) > limit_bytes:
+        raise TooLarge(f"{name} takes {len(data):,} bytes as pickle; at most {limit_bytes:,} can travel")
+    return data
+
+
+def _dumps(value: Any) -> bytes:
+    by_value = sys.modules.get("cloudpickle")
+    if by_value is None:
+        return pickle.dumps(value, PROTOCOL)
+    data: bytes = by_value.dumps(value, PROTOCOL)
+    return data
+
+
+def blame(value: Any, name: str, error: BaseException, dump: Callable[[Any], object]) -> str:
+    """Say which part of `value` cannot be pickled, as in `args[0]['lock'] is a _thread.lock`."""
+    seen: set[int] = set()
+    while len(seen) < 100:
+        seen.add(id(value))
+        for step, part in _parts(value):
+            if id(part) not in seen and _fails(part, dump):
+                name, value = name + step, part
+                break
+        else:
+            break
+    return f"{name} {describe(value)} ({type(error).__name__}: {short_text(error)})"
+
+
+def short_text(error: BaseException) -> str:
+    """Return the beginning of an error's text, whatever its __str__ does."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - the user's own __str__
+        return "its text cannot be read"
+    return text if len(text) <= 300 else text[:300] + "…"
+
+
+def _fails(value: Any, dump: Callable[[Any], object]) -> bool:
+    try:
+        dump(value)
+    except Exception:  # noqa: BLE001 - whatever a user's __reduce__ raises
+        return True
+    return False
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a value consists of, each with the step that leads there."""
+    code = getattr(value, "__code__", None)
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield f"[{short(key)}]", part
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for index, part in enumerate(value):
+            yield f"[{index}]", part
+    elif code is not None and hasattr(value, "__globals__"):
+        yield from _function_parts(value, code)
+    elif hasattr(value, "__func__") and hasattr(value, "__self__"):
+        yield ".__self__", value.__self__
+        yield ".__func__", value.__func__
+    elif hasattr(value, "func") and hasattr(value, "keywords"):  # functools.partial
+        yield ".func", value.func
+        yield ".args", value.args
+        yield ".keywords", value.keywords
+    else:
+        for attribute, part in _attributes(value):
+            yield f".{attribute}", part
+
+
+def _attributes(value: Any) -> Iterable[tuple[str, Any]]:
+    held = getattr(value, "__dict__", {})
+    if isinstance(value, type):
+        return [(key, part) for key, part in held.items() if key not in ("__dict__", "__weakref__")]
+    slots = [slot for base in type(value).__mro__ for slot in base.__dict__.get("__slots__", ())]
+    return [*dict(held).items(), *((slot, getattr(value, slot)) for slot in slots if hasattr(value, slot))]
+
+
+def _function_parts(function: Any, code: CodeType) -> Iterator[tuple[str, Any]]:
+    for name, cell in zip(code.co_freevars, function.__closure__ or ()):
+        try:
+            yield f" (closure variable {name!r})", cell.cell_contents
+        except ValueError:
+            continue  # not assigned yet
+    for default in function.__defaults__ or ():
+        yield " (a default)", default
+    for name, default in (function.__kwdefaults__ or {}).items():
+        yield f" (the default of {name!r})", default
+    for name in sorted(_global_names(code)):
+        if name in function.__globals__:
+            yield f" (global {name!r})", function.__globals__[name]
+
+
+def _global_names(code: CodeType) -> set[str]:
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if hasattr(constant, "co_names"):
+            names |= _global_names(constant)
+    return names
+
+
+def _show_sources(sources: dict[str, str]) -> None:
+    """Let tracebacks and inspect.getsource show code whose file is on the sender's machine only."""
+    if not sources:
+        return
+    linecache = stdlib.standard("linecache")
+    for name, text in sources.items():
+        if not os.path.exists(name):
+            linecache.cache[name] = (len(text), None, text.splitlines(True), name)
