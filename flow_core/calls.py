@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from flow_core import capture, config, payload, providers
+from flow_core import config, payload, providers
 from flow_core.engine import Engine
 from flow_core.errors import FlowError, ResourceNotFoundError, ResultError, ValidationError
 from flow_core.models import SpecFile
@@ -93,6 +93,8 @@ def live_call(
     replace: Mapping[Any, Any],
 ) -> tuple[SpecFile, ...]:
     """Return the files of a call of a live function. Raises SerializationError that names what cannot travel."""
+    from flow_core import capture
+
     return tuple(
         SpecFile(name=name, data=data)
         for name, data in capture.capture(function, args, kwargs, result_codec=serialization, replace=replace).items()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flow_core import bundle, config, gpus, providers
+from flow_core import config, gpus, providers
 from flow_core.engine import Engine
 from flow_core.errors import ProviderError, ValidationError, close_names
 from flow_core.ids import random_key
@@ -154,6 +154,8 @@ class Flow:
 
     def upload(self, root: Path) -> tuple[SpecFile, ...]:
         """Pack a folder for a task. Raises ValidationError when it is too large."""
+        from flow_core import bundle
+
         return (SpecFile(name="code.tar.gz", path=bundle.pack(root).path),)
 
     def _submit(self, wanted: TaskConfig, files: Sequence[SpecFile], key: str | None, *, call: bool = False) -> str:
@@ -254,8 +256,8 @@ def _requirements(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _meets(one: Instance, wanted: Mapping[str, Any]) -> bool:
-    # A simulated or unnamed GPU stands for any.
-    model = one.gpu_type in (None, "simulated") or one.gpu_type == str(wanted.get("gpu_type", one.gpu_type)).lower()
+    # A simulated GPU stands for any.
+    model = one.instance_id == "simulated" or one.gpu_type == str(wanted.get("gpu_type", one.gpu_type)).lower()
     return (
         model
         and one.gpu_count >= wanted.get("min_gpu_count", 0)

@@ -224,6 +224,12 @@ class ProviderContract:
             text=True,
         )
 
+    def finished(self, process: subprocess.Popen[str]) -> str:
+        """Wait for a process that must succeed; return what it printed."""
+        out, err = process.communicate(timeout=self.patience_s)
+        assert process.returncode == 0, err
+        return out
+
     def submit_elsewhere(self, environment: Mapping[str, str], spec: TaskSpec, task_id: str) -> subprocess.Popen[str]:
         code = """
         from flow_core.models import TaskSpec
@@ -242,8 +248,7 @@ class ProviderContract:
         self, provider: Provider, environment: Mapping[str, str]
     ) -> None:
         task_id = self.new_id()
-        process = self.submit_elsewhere(environment, self.spec("sleep 0.3; echo done"), task_id)
-        assert process.wait(self.patience_s) == 0, process.communicate()[1]
+        self.finished(self.submit_elsewhere(environment, self.spec("sleep 0.3; echo done"), task_id))
         assert self.end(provider, task_id).status is TaskStatus.COMPLETED
         assert self.output(provider, task_id) == "done\n"
 
@@ -275,7 +280,7 @@ class ProviderContract:
         task_id, spec = self.new_id(), self.spec(self.COUNTED)
         racers = [self.submit_elsewhere(environment, spec, task_id) for _ in range(4)]
         for racer in racers:
-            assert racer.wait(self.patience_s) == 0, racer.communicate()[1]
+            self.finished(racer)
         assert self.end(provider, task_id).status is TaskStatus.COMPLETED
         assert self.file(provider, task_id, "starts", tmp_path) == "start\n"
 
@@ -300,9 +305,8 @@ class ProviderContract:
         print(events)
         """
         counted = self.process(environment, code, spec.model_dump_json(), self.new_id(), "-1")
-        out, err = counted.communicate(timeout=self.patience_s)
-        assert counted.returncode == 0, err
-        victim = self.process(environment, code, spec.model_dump_json(), task_id, str(max(1, int(int(out) * share))))
+        kill_at = max(1, int(int(self.finished(counted)) * share))
+        victim = self.process(environment, code, spec.model_dump_json(), task_id, str(kill_at))
         victim.communicate(timeout=self.patience_s)
         provider.submit(spec, task_id=task_id)
         assert self.end(provider, task_id).status is TaskStatus.COMPLETED
@@ -418,7 +422,7 @@ class ProviderContract:
             self.new_id(),
             self.spec("sleep 100 & sleep 100").model_copy(update={"max_run_time_s": 0.3}),
         )
-        assert self.submit_elsewhere(environment, spec, task_id).wait(self.patience_s) == 0
+        self.finished(self.submit_elsewhere(environment, spec, task_id))
         seen = self.end(provider, task_id)
         assert (seen.status, seen.reason) == (TaskStatus.FAILED, "time-limit")
 
@@ -568,8 +572,7 @@ class ProviderContract:
         provider.cancel([sys.argv[1]])
         """
         other = self.process(environment, code, task_id, str(tmp_path / "into"))
-        _, err = other.communicate(timeout=self.patience_s)
-        assert other.returncode == 0, err
+        self.finished(other)
         assert self.end(provider, task_id).status is TaskStatus.CANCELLED
         assert (tmp_path / "into").read_text() == "made\n"
 

@@ -26,7 +26,7 @@ from flow_core.providers import folder as folders
 from flow_core.providers.folder import Job
 from flow_core.providers.local_machine import Devices, base_environment, container_engine
 from flow_core.providers.local_shell import LocalShell
-from flow_core.providers.local_volumes import LocalVolumes
+from flow_core.providers.local_volumes import LocalVolumes, can_mount
 from flow_core.providers.spi import Provider
 from flow_core.runner import slots
 from flow_core.runner import task as records
@@ -95,7 +95,7 @@ class LocalProvider(Provider):
                 "real_gpus": self.devices.real,
                 "mounts": [*volumes.mounts, (str(runner), str(runner)), (str(self.tasks), str(self.tasks))],
             }
-        elif volumes.mounts and not volumes.mountable:
+        elif volumes.mounts and not can_mount():
             raise SpecRejected(
                 f"{volumes.mounts[0][1]!r} cannot be mounted: without an image that takes Linux and root",
                 suggestions=[
@@ -249,7 +249,7 @@ class LocalProvider(Provider):
     # -- capabilities
 
     def find_instances(self) -> Sequence[Instance]:
-        return [self.devices.instance(len(slots.busy(str(self.slots), list(self.devices.names))))]
+        return self.devices.instances(busy=len(slots.busy(str(self.slots), list(self.devices.names))))
 
     @property
     def volumes(self) -> LocalVolumes:

@@ -62,7 +62,8 @@ class Devices:
         found = _nvidia_smi()
         if found is not None:
             return found if declared is None else cls(found.names[:declared], found.model, found.memory_gb, real=True)
-        return cls(tuple(str(index) for index in range(declared or 0)), "simulated", None, real=False)
+        # A declared GPU answers to any name; this is the one it is listed under.
+        return cls(tuple(str(index) for index in range(declared or 0)), "a100", None, real=False)
 
     def check(self, spec: TaskSpec) -> None:
         """Raise SpecRejected when this machine can never give `spec` its GPUs."""
@@ -88,18 +89,24 @@ class Devices:
                 suggestions=["Lower it, or use a provider with larger GPUs."],
             )
 
-    def instance(self, busy: int) -> Instance:
-        """Describe this machine as something that can be asked for."""
-        count = len(self.names)
-        return Instance(
-            instance_type="cpu" if count == 0 else f"{count}x{self.model}",
-            gpu_type=self.model if count else None,
-            gpu_count=count,
-            gpu_memory_gb=self.memory_gb,
-            price_per_hour=0.0,
-            region="local",
-            available=count - busy,
-        )
+    def instances(self, busy: int) -> list[Instance]:
+        """Describe the shares of this machine that can be asked for: none, one, two, four … and all of its GPUs."""
+        total = len(self.names)
+        counts = sorted({count for count in (1, 2, 4, 8, total) if 0 < count <= total})
+        common = {"price_per_hour": 0.0, "region": "local"}
+        cpu = Instance(instance_type="cpu", gpu_count=0, available=1, **common)
+        return [cpu] + [
+            Instance(
+                instance_type=f"{count}x{self.model}",
+                gpu_type=self.model,
+                gpu_count=count,
+                gpu_memory_gb=self.memory_gb,
+                available=(total - busy) // count,
+                instance_id=None if self.real else "simulated",
+                **common,
+            )
+            for count in counts
+        ]
 
 
 def _nvidia_smi() -> Devices | None:

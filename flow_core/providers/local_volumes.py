@@ -17,6 +17,7 @@ from flow_core.errors import TaskNotFoundError, ValidationError, VolumeError, Vo
 from flow_core.models import TaskSpec, Volume, VolumeSpec
 from flow_core.providers import folder as folders
 from flow_core.runner import task as records
+from flow_core.storage import DEFAULT_VOLUME_GB
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,10 @@ class Attached:
     links: tuple[tuple[str, str], ...]
     env: dict[str, str]
 
-    @property
-    def mountable(self) -> bool:
-        """Whether this process may show a folder under another path (in a mount namespace of the task's own)."""
-        return sys.platform == "linux" and os.geteuid() == 0
+
+def can_mount() -> bool:
+    """Whether this user may show a folder under another path, in a mount namespace of the task's own."""
+    return sys.platform == "linux" and os.geteuid() == 0
 
 
 class LocalVolumes:
@@ -115,8 +116,9 @@ class LocalVolumes:
             links.append((f"volumes/{volume.name}", data))
             env[f"FLOW_VOLUME_{re.sub(r'[^A-Z0-9]', '_', volume.name.upper())}"] = data
             # The default place is a convenience: where it cannot be had, the link and the variable are there.
-            if wanted.mount_path is not None or Attached((), (), {}).mountable or spec.image is not None:
-                mounts.append((data, wanted.mount_path or f"/volumes/{volume.name}"))
+            asked_for = wanted.mount_path != wanted.default_mount_path
+            if asked_for or can_mount() or spec.image is not None:
+                mounts.append((data, wanted.mount_path))
         for mount in spec.data_mounts:
             source = mount.source.removeprefix("file://")
             if not os.path.exists(source):
@@ -127,7 +129,7 @@ class LocalVolumes:
     def _resolve(self, wanted: VolumeSpec) -> Volume:
         if wanted.volume_id is not None:
             return self._get(wanted.volume_id)
-        return self.create(name=wanted.name, size_gb=wanted.size_gb or 100, interface=wanted.interface)
+        return self.create(name=wanted.name, size_gb=wanted.size_gb or DEFAULT_VOLUME_GB, interface=wanted.interface)
 
     def _get(self, volume: str) -> Volume:
         found = self._find(volume) or next((known for known in self.list() if known.volume_id == volume), None)
