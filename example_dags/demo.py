@@ -252,9 +252,6 @@ def table(rows: Sequence[Row]) -> str:
     def text(cells: Sequence[str]) -> str:
         padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
         padded[:2] = [cell.ljust(width) for cell, width in zip(cells[:2], widths, strict=False)]
-            cell.ljust(w) if i < 2 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
-        ]
         return "│ " + " │ ".join(padded) + " │"
 
     return "\n".join(
