@@ -34,9 +34,9 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
-from flow_core.remote_errors import find_exception_class, mixed_class
+from flow_core.remote_errors import find_exception_class, mixed_class, restore_native_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -130,7 +130,7 @@ class ValidationError(FlowError, ValueError):
     default_code = "validation"
 
 
-class SpecRejected(ValidationError):  # noqa: N818 - says what the provider did
+class SpecRejected(ValidationError):
     """This provider can never run this task: no retry helps. Nothing was started."""
 
     default_code = "spec-rejected"
@@ -188,7 +188,7 @@ class ProviderError(FlowError):
     default_code = "provider"
 
 
-class ProviderUnavailable(ProviderError):  # noqa: N818 - a state, not a fault
+class ProviderUnavailable(ProviderError):
     """The back end cannot answer now; nothing is known to have changed. Ask again with the same key."""
 
     default_code = "provider-unavailable"
@@ -286,9 +286,10 @@ class RemoteExecutionError(TaskExecutionError, RuntimeError):
     """The user's function raised on the remote machine.
 
     Where the user's exception class is a built-in one or already imported here, the error is an instance of
-    it as well: `except ValueError` catches a remote `ValueError`. The user's `__init__` is not run, so the
-    attributes that it would set are absent; `exception_type`, `exception_module`, `exception_message` and
-    `remote_traceback` always tell what happened. `__cause__` and `__context__` hold the remote chain.
+    it as well: `except ValueError` catches a remote `ValueError`, with its `args` where JSON can carry them.
+    The user's `__init__` is not run, so the attributes that it would set are absent; `exception_type`,
+    `exception_module`, `exception_message` and `remote_traceback` always tell what happened. `__cause__` and
+    `__context__` hold the remote chain.
     """
 
     default_code = "remote-execution"
@@ -309,49 +310,51 @@ class RemoteExecutionError(TaskExecutionError, RuntimeError):
         self.exception_message: str = exception_message
         self.remote_traceback: str = remote_traceback
         self._record: Mapping[str, Any] = {}
+        self._brief = False
 
     def __init_subclass__(cls) -> None:
         """Keep a user class's own `__init_subclass__` from running: being mixed in is not being inherited."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle_remote, (self.message, dict(self.__dict__) | {"_record": dict(self._record)})
+        return _unpickle_remote, (self.args, dict(self.__dict__) | {"_record": dict(self._record)})
 
     def _follow(self, record: Mapping[str, Any]) -> None:
-        """Take over the notes and the chain of `record`, and keep it for pickling."""
+        """Take over what the constructor does not know from `record`, and keep it for pickling."""
         self._record = record
-        notes, cause, context = record.get("notes"), record.get("cause"), record.get("context")
-        if notes:
-            self.__notes__ = [str(note) for note in notes]
-        if isinstance(cause, Mapping):
-            self.__cause__ = remote_error(cause)
-        if isinstance(context, Mapping):
-            self.__context__ = remote_error(context)
-        mixed = cast("object", self)
-        if isinstance(mixed, SyntaxError):
-            mixed.msg = str(self)  # what a traceback shows of a SyntaxError
+        if record.get("notes"):
+            self.__notes__ = [str(note) for note in record["notes"]]
+        self.__cause__, self.__context__ = (self._chained(record.get(link)) for link in ("cause", "context"))
+        if type(self) is not RemoteExecutionError:
+            restore_native_fields(self, record.get("args"))
+
+    @staticmethod
+    def _chained(record: object) -> RemoteExecutionError | None:
+        if not isinstance(record, Mapping):
+            return None
+        error = remote_error(record)
+        error._brief = True  # noqa: SLF001 - the traceback of the error that was raised shows the whole chain
+        return error
 
     def _sections(self) -> list[str]:
+        if self._brief:
+            return []
         trace = self.remote_traceback.strip("\n")
         if not trace:
-            return _log_section(self.log_tail)
+            return super()._sections()
         # A traceback is usually printed to the log as well: show it once.
         return [f"Remote traceback:\n{trace}", *_log_section(self.log_tail.replace(trace, ""))]
 
 
-FlowTimeoutError = TimeoutError
-"""`TimeoutError` under a name that does not shadow the built-in one."""
-
-InsufficientQuotaError = QuotaExceededError
-"""The other documented name of `QuotaExceededError`."""
-
+FlowTimeoutError = TimeoutError  # a name that does not shadow the built-in one
+InsufficientQuotaError = QuotaExceededError  # its other documented name
 _REMOTE_FIELDS = frozenset(vars(RemoteExecutionError("")))
 
 
 def remote_error(record: Mapping[str, Any], **fields: Unpack[TaskErrorFields]) -> RemoteExecutionError:
     """Rebuild what the remote function raised from its error record.
 
-    `record` holds `type`, `module`, `qualname`, `message`, `traceback`, `notes`, and `cause` and `context`
-    (records or None); every one may be missing. `fields` are those of `TaskExecutionError`. No code of the
+    `record` holds `type`, `module`, `qualname`, `message`, `args`, `traceback`, `notes`, and `cause` and
+    `context` (records or None); every one may be missing. `fields` are those of `TaskExecutionError`. No code of the
     user runs and nothing is imported: the error is an instance of the user's class only if that class is
     found in a module that is already loaded. Nor is it ever an instance of another `FlowError`, or of an
     exception that steers the interpreter (SystemExit, KeyboardInterrupt, StopIteration …).
@@ -359,9 +362,8 @@ def remote_error(record: Mapping[str, Any], **fields: Unpack[TaskErrorFields]) -
     name = str(record.get("type") or "Exception")
     text = str(record.get("message") or "")
     found = find_exception_class(str(record.get("module") or ""), str(record.get("qualname") or name))
-    if found is None or issubclass(found, FlowError):
-        cls = RemoteExecutionError
-    else:
+    cls = RemoteExecutionError
+    if found is not None and not issubclass(found, FlowError):
         cls = mixed_class(RemoteExecutionError, found, _REMOTE_FIELDS)  # type: ignore[arg-type]  # is hashable
     if isinstance(record.get("exit_code"), int):
         fields.setdefault("exit_code", record["exit_code"])
@@ -382,12 +384,12 @@ def close_names(name: str, options: Iterable[str]) -> list[str]:
     import difflib
 
     by_lower = {option.lower(): option for option in options}
-    return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)]
+    return [by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)]
 
 
-def _unpickle_remote(message: str, state: dict[str, Any]) -> RemoteExecutionError:
-    error = remote_error(state["_record"]) if state["_record"] else RemoteExecutionError(message)
-    error.args = (message,)
+def _unpickle_remote(args: tuple[Any, ...], state: dict[str, Any]) -> RemoteExecutionError:
+    error = remote_error(state["_record"]) if state["_record"] else RemoteExecutionError(state["message"])
+    error.args = args
     error.__dict__.update(state)
     return error
 

@@ -60,11 +60,26 @@ def mixed_class(base: type[E], user: type[Exception], fields: frozenset[str]) ->
         return base
     namespace = _shadows(base, user, fields)
     namespace |= {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    namespace["__new__"] = _native_new(user)
+    namespace["__new__"] = _new
     try:
         return type(base.__name__, (base, user), namespace)
     except TypeError:  # the two layouts, or the two orders of ancestors, do not go together
         return base
+
+
+def restore_native_fields(error: Exception, args: object) -> None:
+    """Set what a built-in exception keeps outside its `__dict__`, past any property of the user's class.
+
+    `args` are those of the remote exception, None where they could not travel.
+    """
+    mro = type(error).__mro__
+    if isinstance(args, list | tuple):
+        error.args = tuple(args)
+        if OSError in mro and len(args) > 1:
+            vars(OSError)["errno"].__set__(error, args[0])
+            vars(OSError)["strerror"].__set__(error, args[1])
+    if SyntaxError in mro:
+        vars(SyntaxError)["msg"].__set__(error, str(error))  # what a traceback shows of a SyntaxError
 
 
 class _Field:
@@ -106,14 +121,12 @@ def _is_python_class(cls: type) -> bool:
     return bool(cls.__flags__ & _HEAP_TYPE)
 
 
-def _native_new(user: type) -> Any:
-    """A `__new__` that leaves out every one written in Python."""
-    native: Any = next(cls for cls in user.__mro__ if not _is_python_class(cls) and "__new__" in cls.__dict__)
-
-    def new(cls: type, message: str = "", **_: Any) -> Any:
-        return native.__new__(cls, message)
-
-    return new
+def _new(cls: type, message: str = "", **_: Any) -> Any:
+    """Make the object as its nearest ancestor in C does, which leaves out every `__new__` written in Python."""
+    native: Any = cls
+    while _is_python_class(native):
+        native = native.__base__
+    return native.__new__(cls, message)
 
 
 def _no_attribute(self: object, name: str) -> Any:
