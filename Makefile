@@ -76,6 +76,10 @@ $(HOSTS:%=test-%): test-%:
 # --- checks ----------------------------------------------------------------------------------------------------------
 # mypy sees the types of what is installed beside it, so each host's adapter is checked in that host's environment.
 
+# Examples and tests: a path that names a host belongs to that host's environment, every other one to core.
+files = $(wildcard example_dags/*.py example_dags/*/*.py tests/*.py tests/*/*.py tests/*/*/*.py)
+ours  = $(foreach file,$(files),$(if $(filter $1,$(or $(firstword $(foreach host,$(HOSTS),$(findstring $(host),$(file)))),core)),$(file)))
+
 .PHONY: check
 check: check-style check-core $(HOSTS:%=check-%)
 
@@ -89,12 +93,12 @@ check-style:
 .PHONY: check-core
 check-core:
 	@$(env) core
-	$(core)/mypy flow_core scripts example_dags/*.py tests/*.py $(filter-out $(HOSTS:%=tests/%/),$(wildcard tests/*/))
+	$(core)/mypy --cache-dir .mypy_cache/core flow_core scripts $(call ours,core)
 
 .PHONY: $(HOSTS:%=check-%)
 $(HOSTS:%=check-%): check-%:
 	@$(env) $*
-	.venvs/$*/bin/mypy integrations/flow_$* tests/$* $(wildcard example_dags/$*)
+	.venvs/$*/bin/mypy --cache-dir .mypy_cache/$* integrations/flow_$* $(call ours,$*)
 
 .PHONY: format
 format:
