@@ -71,7 +71,7 @@ test-demo:
 .PHONY: $(HOSTS:%=test-%)
 $(HOSTS:%=test-%): test-%:
 	@$(env) $* demo
-	.venvs/$*/bin/python -m pytest tests/$* $(PYTEST_ARGS)
+	.venvs/$*/bin/python -m pytest tests/$* tests/repo/test_readme.py $(PYTEST_ARGS)
 
 # --- checks ----------------------------------------------------------------------------------------------------------
 # mypy sees the types of what is installed beside it, so each host's adapter is checked in that host's environment.
@@ -93,7 +93,7 @@ check-style:
 .PHONY: check-core
 check-core:
 	@$(env) core
-	$(core)/mypy --cache-dir .mypy_cache/core flow_core scripts $(call ours,core)
+	$(core)/mypy --python-version 3.10 --cache-dir .mypy_cache/core flow_core scripts $(call ours,core)
 
 .PHONY: $(HOSTS:%=check-%)
 $(HOSTS:%=check-%): check-%:
