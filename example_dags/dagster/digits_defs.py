@@ -5,8 +5,6 @@
 Every asset's work is done on a GPU machine; Dagster keeps the assets, their results and what each task took.
 """
 
-from __future__ import annotations
-
 import base64
 import tempfile
 from pathlib import Path

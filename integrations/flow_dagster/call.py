@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from flow_core.models import Snapshot
-
 from flow_core import Flow, Task
+from flow_core.models import Snapshot
 from flow_dagster.metadata import Seen, describe, plain
 from flow_dagster.step import Step
 from flow_dagster.watch import Echo

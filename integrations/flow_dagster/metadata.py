@@ -12,10 +12,10 @@ from datetime import datetime
 from typing import Any
 
 import dagster as dg
-from flow_core.models import Snapshot
 
 from flow_core import gpus
 from flow_core.errors import FlowError
+from flow_core.models import Snapshot
 
 _MOST_ROWS = 200  # of a table that a browser still shows
 

@@ -136,7 +136,12 @@ class Step:
 
 
 def first_run_id(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
-    """Return the run that `run` continues: back through re-executions from failure, and no further."""
+    """Return the run that `run` continues: back through re-executions from failure, and no further.
+
+    Those of the UI, of GraphQL and of automatic retries carry a tag that says so. Any other may have another
+    configuration, and so other arguments; `ReexecutionOptions.from_failure` in Python counts among those
+    unless `tags={"dagster/is_resume_retry": "true"}` is passed with it.
+    """
     seen = {run.run_id}
     while run.parent_run_id and any(run.tags.get(tag) == "true" for tag in _RESUME_TAGS):
         if run.parent_run_id in seen:

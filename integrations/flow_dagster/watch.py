@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 
 import dagster as dg
-from flow_core.models import Snapshot
 
 from flow_core import Flow, Task
 from flow_core.errors import FlowTimeoutError, ProviderUnavailable, ResourceNotFoundError
+from flow_core.models import Snapshot
 from flow_dagster.step import Step
 
 #: Output is shown at least this often; an end is noticed as soon as the engine knows.

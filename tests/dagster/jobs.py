@@ -3,8 +3,6 @@
 Each op reads where it works from JOB_FOLDER, so that the same file serves every test.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path
@@ -14,6 +12,8 @@ import dagster as dg
 from flow_dagster import FlowResource
 from flow_dagster.step import Step
 
+#: What the UI, and Dagster's automatic retries of runs, put on a re-execution from failure.
+FROM_FAILURE = {"dagster/is_resume_retry": "true"}
 WORK = Path(__file__).parent / "remote" / "work.py"
 
 

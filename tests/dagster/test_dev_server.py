@@ -26,6 +26,9 @@ LAUNCH = """mutation($p: ExecutionParams!) { launchRun(executionParams: $p) {
     __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 STATUS = "query($r: ID!) { runOrError(runId: $r) { ... on Run { status } } }"
 TERMINATE = "mutation($r: String!) { terminateRun(runId: $r) { __typename } }"
+RE_EXECUTE = """mutation($r: String!) { launchRunReexecution(
+    reexecutionParams: { parentRunId: $r, strategy: FROM_FAILURE }) {
+    __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 METADATA = """query($r: ID!) { runOrError(runId: $r) { ... on Run { assetMaterializations { metadataEntries {
     label ... on TextMetadataEntry { text } ... on IntMetadataEntry { intValue }
     ... on FloatMetadataEntry { floatValue } } } } } }"""
@@ -108,13 +111,13 @@ def appear(folder: Path, pattern: str) -> None:
         time.sleep(0.05)
 
 
-def test_the_asset_page_has_the_metadata_and_terminate_leaves_nothing_running(
+def test_metadata_terminate_and_re_execute_as_the_ui_does_them(
     server: Server, folder: Path, home: Path
 ) -> None:
     materialized = server.launch("__ASSET_JOB", assetSelection=[{"path": ["accuracy"]}])
     assert server.wait(materialized, ENDS) == "SUCCESS"
     [event] = server.ask(METADATA, r=materialized)["runOrError"]["assetMaterializations"]
-    shown = {entry.pop("label"): next(iter(entry.values())) for entry in event["metadataEntries"]}
+    shown = {entry.pop("label"): next(iter(entry.values()), None) for entry in event["metadataEntries"]}
     assert (shown["flow/gpu"], shown["flow/gpu_count"], shown["flow/exit_code"]) == ("a100", 1, 0)
     assert shown["flow/duration_seconds"] > 0
 
@@ -130,6 +133,14 @@ def test_the_asset_page_has_the_metadata_and_terminate_leaves_nothing_running(
     server.ask(TERMINATE, r=elsewhere)
     assert server.wait(elsewhere, ENDS) == "CANCELED"
     assert not processes_under(home)
+
+    failed = server.launch("named_job")
+    assert server.wait(failed, ENDS) == "FAILURE"
+    again = server.ask(RE_EXECUTE, r=failed)["launchRunReexecution"]["run"]["runId"]
+    assert server.wait(again, ENDS) == "FAILURE"
+    tries = (folder / "keys").read_text().splitlines()
+    assert len(tries) == 4
+    assert len(set(tries)) == 1, "a re-execution from failure asks for the same tasks"
 
     ends = [task.status for task in Flow().list_tasks()]
     assert ends == [TaskStatus.CANCELLED, TaskStatus.CANCELLED, TaskStatus.COMPLETED]

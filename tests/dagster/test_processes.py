@@ -67,7 +67,9 @@ def from_failure(instance: dg.DagsterInstance) -> dg.JobExecutionResult:
         instance.report_run_failed(run)  # what run monitoring does for a worker that vanished
     options = dg.ReexecutionOptions.from_failure(run.run_id, instance)
     job = dg.reconstructable(jobs.load_counted_job)
-    return dg.execute_job(job, instance=instance, reexecution_options=options, raise_on_error=False)
+    return dg.execute_job(
+        job, instance=instance, reexecution_options=options, tags=jobs.FROM_FAILURE, raise_on_error=False
+    )
 
 
 def test_a_step_in_its_own_process_returns_the_value(instance: dg.DagsterInstance, folder: Path) -> None:

@@ -1,7 +1,5 @@
 """FlowResource in ops and assets of one process: values, metadata, failures, and plain calls without Dagster."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 from types import ModuleType
@@ -139,15 +137,14 @@ def test_two_calls_of_a_step_are_two_tasks_and_shown_together(flow: FlowResource
     assert len(Flow().list_tasks()) == 2
 
 
-def test_every_asset_of_a_multi_asset_shows_the_task(flow: FlowResource) -> None:
-    @dg.multi_asset(specs=[dg.AssetSpec("one"), dg.AssetSpec("two")])
-    def both(context: dg.AssetExecutionContext, flow: FlowResource) -> None:
-        flow.run(context, "true")
+def test_every_asset_of_a_multi_asset_shows_the_tasks(flow: FlowResource) -> None:
+    @dg.multi_asset(outs={"one": dg.AssetOut(), "two": dg.AssetOut()})
+    def both(context: dg.AssetExecutionContext, flow: FlowResource) -> tuple[int, int]:
+        return flow.invoke(context, WORK, "add", [1]), flow.invoke(context, WORK, "add", [2])
 
     result = dg.materialize([both], resources={"flow": flow})
-    shown = [event.metadata["flow/task_id"].value for event in result.asset_materializations_for_node("both")]
-    assert len(shown) == 2
-    assert len(set(shown)) == 1
+    shown = [event.metadata["flow/tasks"].value for event in result.asset_materializations_for_node("both")]
+    assert shown == [2, 2]
 
 
 def test_the_same_asset_run_again_runs_again(flow: FlowResource) -> None:

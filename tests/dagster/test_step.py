@@ -15,13 +15,21 @@ def keys(folder: Path) -> list[list[str]]:
     return [line.split() for line in (folder / "keys").read_text().splitlines()]
 
 
-def run(instance: dg.DagsterInstance, options: dg.ReexecutionOptions | None = None) -> dg.JobExecutionResult:
+def run(
+    instance: dg.DagsterInstance,
+    options: dg.ReexecutionOptions | None = None,
+    tags: dict[str, str] | None = None,
+) -> dg.JobExecutionResult:
+    job = dg.reconstructable(jobs.load_named_job)
     return dg.execute_job(
-        dg.reconstructable(jobs.load_named_job),
-        instance=instance,
-        reexecution_options=options,
-        raise_on_error=False,
+        job, instance=instance, reexecution_options=options, tags=tags, raise_on_error=False
     )
+
+
+def run_from_failure(instance: dg.DagsterInstance, before: dg.JobExecutionResult) -> dg.JobExecutionResult:
+    """Re-execute as the UI and the automatic retries of runs do; the tag is theirs."""
+    options = dg.ReexecutionOptions.from_failure(before.run_id, instance)
+    return run(instance, options, jobs.FROM_FAILURE)
 
 
 def test_a_key_names_the_run_the_step_and_the_call(instance: dg.DagsterInstance, folder: Path) -> None:
@@ -42,9 +50,9 @@ def test_a_retry_within_the_run_has_the_same_keys(instance: dg.DagsterInstance, 
 
 def test_re_executions_from_failure_have_the_same_keys(instance: dg.DagsterInstance, folder: Path) -> None:
     first = run(instance)
-    second = run(instance, dg.ReexecutionOptions.from_failure(first.run_id, instance))
+    second = run_from_failure(instance, first)
     (folder / "gate").touch()
-    assert run(instance, dg.ReexecutionOptions.from_failure(second.run_id, instance)).success
+    assert run_from_failure(instance, second).success
     tries = keys(folder)
     assert len(tries) == 5
     assert all(one == tries[0] for one in tries)
@@ -67,7 +75,7 @@ def test_without_a_run_every_call_is_new() -> None:
 
 def test_a_deleted_run_still_names_its_successors(instance: dg.DagsterInstance, folder: Path) -> None:
     first = run(instance)
-    second = run(instance, dg.ReexecutionOptions.from_failure(first.run_id, instance))
+    second = run_from_failure(instance, first)
     instance.delete_run(first.run_id)
     found = instance.get_run_by_id(second.run_id)
     assert found is not None
