@@ -415,16 +415,16 @@ class ProviderContract:
         self.running(provider, task_id)
         assert provider.poll([task_id])[task_id].status is TaskStatus.RUNNING
 
-    def test_the_time_limit_ends_a_task_with_nobody_looking(
+    def test_the_time_limit_ends_a_task_with_or_without_its_submitter(
         self, provider: Provider, environment: Mapping[str, str]
     ) -> None:
-        task_id, spec = (
-            self.new_id(),
-            self.spec("sleep 100 & sleep 100").model_copy(update={"max_run_time_s": 0.3}),
-        )
-        self.finished(self.submit_elsewhere(environment, spec, task_id))
-        seen = self.end(provider, task_id)
-        assert (seen.status, seen.reason) == (TaskStatus.FAILED, "time-limit")
+        spec = self.spec("sleep 100 & sleep 100").model_copy(update={"max_run_time_s": 0.3})
+        here, alone = self.new_id(), self.new_id()
+        provider.submit(spec, task_id=here)
+        self.finished(self.submit_elsewhere(environment, spec, alone))
+        for task_id in (here, alone):
+            seen = self.end(provider, task_id)
+            assert (seen.status, seen.reason) == (TaskStatus.FAILED, "time-limit")
 
     # -- read_log
 

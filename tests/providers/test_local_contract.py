@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from flow_core.testing import ProviderContract
 
 
 class TestLocalProvider(ProviderContract):
-    patience_s = 60.0
+    patience_s = float(os.environ.get("FLOW_CONTRACT_PATIENCE_S", "60"))
 
     @pytest.fixture
     def environment(self, home: Path) -> Mapping[str, str]:

@@ -1,0 +1,212 @@
+"""Defects to plant into the local provider: each breaks one sentence of the provider interface.
+
+A pytest plugin (``-p tests.providers.defects``): the environment variable FLOW_DEFECT names the one to plant.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flow_core.models import TaskStatus
+from flow_core.providers import folder as folders
+from flow_core.providers.local import LocalProvider
+from flow_core.runner import task as records
+
+P = pytest.MonkeyPatch
+
+
+@dataclass(frozen=True)
+class Defect:
+    """`plant` breaks the provider; `sentence` is what it breaks; `caught_by` the test that must fail."""
+
+    plant: Callable[[P], None]
+    sentence: str
+    caught_by: str
+
+
+def runner(patch: P, file: str, good: str, bad: str) -> None:
+    """Ship a runner in which one piece of text is another."""
+    install = folders.install_runner
+
+    def installed(home: Path) -> Path:
+        target = install(home)
+        source = target / "flow_runner" / file
+        text = source.read_text()
+        assert good in text or bad in text, f"{file} has no {good!r} any more: renew the defect"
+        source.write_text(text.replace(good, bad))
+        return target
+
+    patch.setattr(folders, "install_runner", installed)
+
+
+def wrap(patch: P, name: str, after: Callable[..., Any]) -> None:
+    """Replace a provider's method by one that gets the original as its first argument."""
+    original = getattr(LocalProvider, name)
+    patch.setattr(LocalProvider, name, lambda *args, **kwargs: after(original, *args, **kwargs))
+
+
+def start_twice(patch: P) -> None:
+    runner(patch, "task.py", "    if fd is None:\n        return None\n", "    fd = fd or os.open(folder, os.O_RDONLY)\n")
+    runner(patch, "task.py", "        os.close(fd)\n        return None\n", "        pass\n")
+    original = LocalProvider._start
+
+    def again(self: LocalProvider, folder: Path, task_id: str) -> None:
+        original(self, folder, task_id)
+        (folder / "unclaimed").write_bytes(b" " * 512)
+        original(self, folder, task_id)
+
+    patch.setattr(LocalProvider, "_start", again)
+
+
+def replace_an_existing_task(patch: P) -> None:
+    def submit(original: Any, self: LocalProvider, spec: Any, *, task_id: str) -> None:
+        shutil.rmtree(folders.place(self.tasks, task_id), ignore_errors=True)
+        original(self, spec, task_id=task_id)
+
+    wrap(patch, "submit", submit)
+
+
+def leave_a_half_way_submit(patch: P) -> None:
+    def submit(original: Any, self: LocalProvider, spec: Any, *, task_id: str) -> None:
+        if not folders.place(self.tasks, task_id).parent.is_dir():
+            original(self, spec, task_id=task_id)
+
+    wrap(patch, "submit", submit)
+
+
+def do_not_wait_for_the_attempt_before(patch: P) -> None:
+    runner(patch, "main.py", 'if self.job.get("after"):', "if False:")
+
+
+def accept_the_impossible(patch: P) -> None:
+    patch.setattr("flow_core.providers.local_machine.Devices.check", lambda *_: None)
+
+
+def split_arguments(patch: P) -> None:
+    runner(patch, "ranks.py", 'return list(job["argv"])', 'return " ".join(job["argv"]).split()')
+
+
+def find_the_first_attempt(patch: P) -> None:
+    patch.setattr(folders, "attempts", lambda tasks, digest: [1] if (tasks / digest / "1").is_dir() else [])
+
+
+def list_the_oldest_first(patch: P) -> None:
+    wrap(patch, "list", lambda original, self, *, limit: list(original(self, limit=limit))[::-1])
+
+
+def leave_unknown_ids_out(patch: P) -> None:
+    def poll(original: Any, self: LocalProvider, ids: Any) -> Any:
+        return {one: seen for one, seen in original(self, ids).items() if seen.status is not TaskStatus.LOST}
+
+    wrap(patch, "poll", poll)
+
+
+def ignore_the_exit_code(patch: P) -> None:
+    def poll(original: Any, self: LocalProvider, ids: Any) -> Any:
+        ended = {one: seen for one, seen in original(self, ids).items()}
+        return {
+            one: replace(seen, status=TaskStatus.COMPLETED) if seen.reason == "exit" else seen
+            for one, seen in ended.items()
+        }
+
+    wrap(patch, "poll", poll)
+
+
+def announce_the_end_of_a_log_too_early(patch: P) -> None:
+    def read_log(original: Any, self: LocalProvider, task_id: str, **where: Any) -> Any:
+        chunk = original(self, task_id, **where)
+        return replace(chunk, end=chunk.end or (folders.place(self.tasks, task_id) / "exit.json").exists())
+
+    wrap(patch, "read_log", read_log)
+
+
+def kill_the_first_process_alone(patch: P) -> None:
+    runner(patch, "ranks.py", "os.killpg(self.pid, number)", "os.kill(self.pid, number)")
+    runner(patch, "main.py", "proc.adopt_orphans()", "pass")
+    runner(patch, "main.py", "_kill(pid)", "pass")
+
+
+def forget_a_cancel_before_the_start(patch: P) -> None:
+    def cancel(original: Any, self: LocalProvider, ids: Any) -> None:
+        claimed = [one for one in ids if self._folder_or_none(one) and (self._existing(one) / "claimed").exists()]
+        original(self, claimed)
+
+    wrap(patch, "cancel", cancel)
+
+
+def cancel_what_has_ended(patch: P) -> None:
+    def cancel(original: Any, self: LocalProvider, ids: Any) -> None:
+        original(self, ids)
+        for one in ids:
+            folder = self._folder_or_none(one)
+            if folder is not None and (folder / "exit.json").exists():
+                records.write_json(str(folder), "exit.json", records.exit_record("cancelled"))
+
+    wrap(patch, "cancel", cancel)
+
+
+def ask_politely_and_wait_for_ever(patch: P) -> None:
+    runner(patch, "main.py", "rank.kill(signal.SIGKILL)", "pass")
+    runner(patch, "main.py", "                _kill(pid)", "                pass")
+
+
+def forget_the_time_limit(patch: P) -> None:
+    runner(patch, "main.py", 'limit = self.job.get("max_run_time_s")', "limit = None")
+
+
+def fetch_from_anywhere(patch: P) -> None:
+    patch.setattr(folders, "inside", lambda name: Path(name or "x"))
+    patch.setattr(Path, "is_relative_to", lambda *_: True)
+
+
+def release_the_record_too(patch: P) -> None:
+    patch.setattr(folders, "release", lambda folder: shutil.rmtree(folder))
+
+
+def remember_in_this_process(patch: P) -> None:
+    seen: dict[str, Any] = {}
+
+    def poll(original: Any, self: LocalProvider, ids: Any) -> Any:
+        fresh = original(self, [one for one in ids if one not in seen or not seen[one].status.final])
+        seen.update({one: value for one, value in fresh.items() if value.status is not TaskStatus.LOST})
+        return {one: fresh.get(one) or seen[one] for one in ids}
+
+    wrap(patch, "poll", poll)
+
+
+DEFECTS = {
+    defect.plant.__name__: defect
+    for defect in (
+        Defect(start_twice, "starts at most once per id", "test_racing_threads_start_one_task"),
+        Defect(replace_an_existing_task, "left as it is", "test_an_id_that_exists_is_left_as_it_is"),
+        Defect(leave_a_half_way_submit, "a submit which died half-way is finished", "test_a_submit_that_was_killed"),
+        Defect(do_not_wait_for_the_attempt_before, "only when the last process …", "test_the_next_attempt_starts"),
+        Defect(accept_the_impossible, "SpecRejected: nothing exists now", "test_what_can_never_run"),
+        Defect(split_arguments, "arrive unchanged", "test_arguments_and_variables_arrive_unchanged"),
+        Defect(find_the_first_attempt, "the newest attempt", "test_find_returns_the_newest_attempt"),
+        Defect(list_the_oldest_first, "the newest first", "test_list_returns_the_newest_first"),
+        Defect(leave_unknown_ids_out, "exactly the ids asked for", "test_poll_answers_exactly"),
+        Defect(ignore_the_exit_code, "exit codes decide", "test_the_exit_code_decides_the_status"),
+        Defect(announce_the_end_of_a_log_too_early, "`end` is True only when …", "test_a_log_is_whole"),
+        Defect(kill_the_first_process_alone, "until the last process is gone", "test_cancel_ends_the_whole"),
+        Defect(forget_a_cancel_before_the_start, "also if it has not started", "test_cancel_right_after_submit"),
+        Defect(cancel_what_has_ended, "final ids are left alone", "test_cancel_is_idempotent"),
+        Defect(ask_politely_and_wait_for_ever, "each of them will end", "test_cancel_ends_a_task_that_ignores"),
+        Defect(forget_the_time_limit, "the limit needs nobody", "test_the_time_limit_ends_a_task"),
+        Defect(fetch_from_anywhere, "a path that leaves the folder", "test_fetch_does_not_leave_the_folder"),
+        Defect(release_the_record_too, "status … stay readable", "test_release_frees_the_files"),
+    )
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    patch = pytest.MonkeyPatch()
+    DEFECTS[os.environ["FLOW_DEFECT"]].plant(patch)
+    config.add_cleanup(patch.undo)
