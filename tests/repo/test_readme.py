@@ -56,7 +56,7 @@ def belongs_here(section: str) -> bool:
     return section == "From Python" or find_spec(section.rpartition(" ")[2].lower()) is not None
 
 
-@pytest.mark.parametrize("section", filter(belongs_here, NEXT))
+@pytest.mark.parametrize("section", [section for section in NEXT if belongs_here(section)])
 def test_the_example_runs(section: str, project: Path) -> None:
     script = project / "example.py"
     script.write_text(f"{example(section)}\n{NEXT[section]}\n")

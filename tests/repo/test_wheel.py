@@ -46,7 +46,7 @@ def test_it_names_its_hosts_as_extras_and_offers_no_extra_for_all_of_them(wheel:
     assert metadata.get_all("Provides-Extra") == ["airflow", "dagster", "prefect"]
     assert metadata["License-Expression"] == "Apache-2.0"
     always = [need for need in metadata.get_all("Requires-Dist") or [] if "extra ==" not in need]
-    assert {need.partition(">")[0] for need in always} == {"cloudpickle", "pathspec", "pydantic", "pyyaml"}
+    assert {need.partition(">")[0] for need in always} == {"cloudpickle", "pydantic", "pyyaml"}
 
 
 def test_airflow_finds_the_provider_by_its_entry_point(wheel: zipfile.ZipFile) -> None:
