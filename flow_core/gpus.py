@@ -57,7 +57,9 @@ _REQUEST = re.compile(
     r"(?:-(?P<memory>[0-9]+)gb)?(?:\.(?P<form>[a-z]+[0-9]?))?(?:\.(?P<last>[0-9]+)x)?"
 )
 _INSTANCE_ID = re.compile(r"it_[A-Za-z0-9_-]+")
-_INSIDE = re.compile(rf"(?<![a-z0-9])(?:([0-9]+)\s*[x*:]\s*)?({_NAMES})(?![0-9a-z])")
+_INSIDE = re.compile(
+    rf"(?<![a-z0-9])(?:(?<!\.)(?P<before>[0-9]+)\s*[x*:]\s*)?(?P<gpu>{_NAMES})(?:\s*[x*:]\s*(?P<after>[0-9]+))?(?![0-9a-z])"
+)
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,9 @@ def parse(name: str) -> GPURequest:
         return GPURequest(count=0, text=text)
     match = _REQUEST.fullmatch(lower)
     if match is None:
-        raise ValidationError(f"Instance type {name[:80]!r} is not known.", suggestions=_right_spelling(lower))
+        raise ValidationError(
+            f"Instance type {name[:80]!r} is not known.", suggestions=_right_spelling(lower)
+        )
     gpu = match["gpu"]
     return GPURequest(
         count=_count(name, match),
@@ -193,7 +197,7 @@ def _right_spelling(lower: str) -> list[str]:
     if squeezed != lower and (squeezed == "cpu" or _REQUEST.fullmatch(squeezed)):
         return [f"Write {squeezed!r}."]
     if inside:
-        count, gpu = inside.groups()
+        count, gpu = inside["before"] or inside["after"], inside["gpu"]
         return [f"Write '{count}x{gpu}'." if count else f"Write {gpu!r}."]
     if lower in ("", "none", "no", "0"):
         return ["Write 'cpu' for a machine without a GPU."]

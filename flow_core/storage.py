@@ -108,9 +108,12 @@ class Record(Value):
     """A value that can also be read like a mapping: `record["region"]`, `dict(record)`."""
 
     def __getitem__(self, name: str) -> Any:
-        if name not in type(self).model_fields:
+        if name not in self:
             raise KeyError(name)
         return getattr(self, name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in type(self).model_fields
 
     def keys(self) -> Iterator[str]:
         """The names of the fields."""
@@ -118,7 +121,7 @@ class Record(Value):
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of a field, `default` where there is no such field."""
-        return self[name] if name in type(self).model_fields else default
+        return self[name] if name in self else default
 
 
 class Volume(Record):
