@@ -104,9 +104,11 @@ def set_up() -> str:
         raise DemoError(f"{python} does not exist: `make demo` makes the environments")
     for name in [name for name in os.environ if name.startswith(("FLOW_", "MITHRIL_"))]:
         del os.environ[name]  # the user's own settings must not send the demo to a cloud
+    WORK.mkdir(exist_ok=True)
+    config = WORK / "config.yaml"
+    config.write_text("provider: local\n")
     os.environ |= {
-        "FLOW_PROVIDER": "local",
-        "FLOW_CONFIG": str(WORK / "no-config.yaml"),
+        "FLOW_CONFIG": str(config),
         "FLOW_LOCAL_PYTHON": str(python),
         "PYTHONWARNINGS": "ignore",
     }
