@@ -16,7 +16,7 @@ from typing_extensions import Self
 from flow_core import gpus
 from flow_core.status import LogChunk, Reason, Snapshot, TaskStatus
 from flow_core.storage import Instance, MountPoint, MountSpec, Volume, VolumeSpec
-from flow_core.values import Count, Items, Number, Refusal, Text, Value, matching, no_nul, shown
+from flow_core.values import Count, Items, Number, Refusal, Text, Value, matching, sendable, shown
 
 __all__ = [
     "Instance",
@@ -36,6 +36,9 @@ __all__ = [
 MAX_RUN_TIME_HOURS = 168
 """Seven days."""
 
+MAX_INSTANCES = 1024
+"""The most machines of one task: more is a slip of the finger."""
+
 _IDLE = ("sleep", "infinity")
 _COMMANDS = ("command", "shell", "script")
 _MACHINES = ("instance_type", "min_gpu_memory_gb")
@@ -45,7 +48,7 @@ def _command(value: Any) -> Any:
     if isinstance(value, str):
         if not value.strip():
             raise Refusal("must not be empty")
-        return no_nul(value)
+        return sendable(value)
     if not isinstance(value, (list, tuple)):
         raise Refusal("must be text for a shell or a list of arguments")
     for index, argument in enumerate(value):
@@ -54,7 +57,7 @@ def _command(value: Any) -> Any:
                 f"must be a list of text, and [{index}] is {shown(argument)}",
                 f"Write {str(argument)!r} there.",
             )
-        no_nul(argument)
+        sendable(argument)
     if not value or not value[0]:
         raise Refusal("must begin with the name of a program")
     return tuple(value)
@@ -67,7 +70,7 @@ def _instance_type(value: str) -> str:
 
 def _environment(env: dict[str, str]) -> dict[str, str]:
     for value in env.values():
-        no_nul(value)
+        sendable(value)
     return env
 
 
@@ -79,7 +82,7 @@ def _ports(ports: Sequence[int]) -> Sequence[int]:
 
 
 def _working_dir(text: str) -> str:
-    if ".." in Path(no_nul(text)).parts:
+    if ".." in Path(sendable(text)).parts:
         raise Refusal("must not contain '..'", "Write an absolute path, or one below the uploaded code.")
     return text
 
@@ -145,7 +148,7 @@ class TaskConfig(Value):
     max_price_per_hour: Number | None = Field(None, gt=0, examples=[10.0])
     max_run_time_hours: Number | None = Field(None, gt=0, le=MAX_RUN_TIME_HOURS, examples=[24.0])
     region: Region | None = Field(None, examples=["us-central1-b"])
-    num_instances: Count = Field(1, ge=1, examples=[4])
+    num_instances: Count = Field(1, ge=1, le=MAX_INSTANCES, examples=[4])
     ssh_keys: Items[Text] = Field((), examples=[["my-key"]])
     ports: Annotated[Items[Port], AfterValidator(_ports)] = Field((), examples=[[8888]])
     upload_code: bool = Field(True, examples=[False])

@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from flow_core.values import Count, Number, Refusal, Text, Value, matching, no_nul
+from flow_core.values import Count, Number, Refusal, Text, Value, matching, sendable
 
 DEFAULT_VOLUME_GB = 100
 """The size of a volume that is created because a task names it and says no size."""
 
 
 def _mount_point(text: str) -> str:
-    path = PurePosixPath(no_nul(text))
+    path = PurePosixPath(sendable(text))
     if not path.is_absolute() or path == PurePosixPath("/") or ".." in path.parts:
         raise Refusal("must be an absolute path below '/', without '..'")
     if any(sign in text for sign in ":,\n\r"):
@@ -121,7 +121,7 @@ class Record(Value):
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of a field, `default` where there is no such field."""
-        return self[name] if name in self else default
+        return getattr(self, name) if name in self else default
 
 
 class Volume(Record):

@@ -170,6 +170,7 @@ _CLAUSES: Mapping[str, str] = {
     "finite_number": "must be a finite number",
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
+    "path_type": "must be a path",
     "list_type": "must be a list",
     "tuple_type": "must be a list",
     "sequence_str": "must be a list",
@@ -229,13 +230,15 @@ def _no_bool(value: Any) -> Any:
 def _plain(text: str) -> str:
     if not text.strip():
         raise Refusal("must not be empty")
-    return no_nul(text)
+    return sendable(text)
 
 
-def no_nul(text: str) -> str:
-    """A rule for text that a process is given: the system ends it at a NUL byte."""
+def sendable(text: str) -> str:
+    """A rule for text that reaches a process on another machine: UTF-8 can write it, and no NUL byte ends it early."""
     if "\0" in text:
         raise Refusal("must not contain a NUL byte")
+    if not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise Refusal("must be text that UTF-8 can write")
     return text
 
 
