@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,8 @@ class Order:
 
     @classmethod
     def from_command_line(cls) -> Order:
+        """Read the script's arguments; from now on SIGTERM unwinds the script, so that it stops what it has started."""
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         parser = argparse.ArgumentParser()
         for name in ("home", "picture", "out"):
             parser.add_argument(name, type=Path)
