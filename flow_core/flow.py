@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flow_core import config, gpus, providers
 from flow_core.engine import Engine
@@ -212,7 +212,9 @@ class Flow:
         found = [one for one in self.provider.find_instances() if _meets(one, wanted)]
         return sorted(found, key=lambda one: (one.price_per_hour is None, one.price_per_hour or 0.0))[:limit]
 
-    def create_volume(self, size_gb: int, name: str | None = None, interface: str = "block") -> Volume:
+    def create_volume(
+        self, size_gb: int, name: str | None = None, interface: Literal["block", "file"] = "block"
+    ) -> Volume:
         """Create persistent storage of `size_gb`, or return the volume that has this name already."""
         return self._volumes.create(name=name, size_gb=size_gb, interface=interface)
 
@@ -346,7 +348,7 @@ def get_task(task_id: str) -> Task:
     return default().get_task(task_id)
 
 
-def create_volume(size_gb: int, name: str | None = None, interface: str = "block") -> Volume:
+def create_volume(size_gb: int, name: str | None = None, interface: Literal["block", "file"] = "block") -> Volume:
     """Create persistent storage; see `Flow.create_volume`."""
     return default().create_volume(size_gb, name, interface)
 

@@ -6,26 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import Literal
 
-Reason = Literal[
-    "",
-    "queued",
-    "exit",
-    "cancelled",
-    "time-limit",
-    "out-of-memory",
-    "killed",
-    "runner-died",
-    "reboot",
-    "start-failed",
-    "storage",
-    "lost",
-    "released",
-]
-"""Why a task is where it is.
+Reason = str
+"""Why a task is where it is; a word from this list, or one that a newer runner knows and this release does not.
 
     queued          waits for a free GPU or for the provider's queue
+    cancelling      somebody asked it to stop, and its last process is not gone yet
     exit            the command ended by itself, with an exit code or by a signal of its own
     cancelled       somebody asked for it
     time-limit      it ran past max_run_time_hours

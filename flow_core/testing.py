@@ -168,8 +168,9 @@ class ProviderContract:
     @staticmethod
     def spec(shell: str = "true", **fields: Any) -> TaskSpec:
         fields.setdefault("instance_type", "cpu")
-        given = {} if "command" in fields or "script" in fields else {"shell": shell}
-        return TaskSpec.from_config(TaskConfig(**given, **fields), files=())
+        if "command" not in fields:
+            fields["shell"] = shell
+        return TaskSpec.from_config(TaskConfig(**fields))
 
     @staticmethod
     def new_id(name: str = "contract") -> str:

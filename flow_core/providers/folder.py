@@ -72,12 +72,12 @@ def create(folder: Path, task_id: str, spec: TaskSpec, job: Job, *, submitted_at
 
     Everything is written beside it first: the name is the commit, and of two racers one wins.
     """
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private(folder.parent)
     draft = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
     try:
         for file in spec.files:
             target = draft / inside(file.name)
-            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private(target.parent)
             if file.path is not None:
                 _link_or_copy(file.path, target)
             else:
@@ -103,6 +103,12 @@ def create(folder: Path, task_id: str, spec: TaskSpec, job: Job, *, submitted_at
         return True
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def private(folder: Path) -> None:
+    """Make a folder and its missing parents, readable by their owner alone (`mkdir` would leave the parents open)."""
+    for path in (*reversed(folder.parents), folder):
+        path.mkdir(mode=0o700, exist_ok=True)
 
 
 def inside(name: str) -> PurePosixPath:
@@ -225,7 +231,7 @@ def install_runner(home: Path) -> Path:
     target = home / sha.hexdigest()[:16]
     if target.is_dir():
         return target
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private(home)
     draft = Path(tempfile.mkdtemp(prefix=".new-", dir=home))
     try:
         package = draft / "flow_runner"

@@ -64,9 +64,10 @@ class LocalProvider(Provider):
     def submit(self, spec: TaskSpec, *, task_id: str) -> None:
         folder = folders.place(self.tasks, task_id)
         if not folder.is_dir():
-            job = self._job(spec, task_id)
             try:
-                self._make_home()
+                folders.private(self.tasks)
+                self._sweep()
+                job = self._job(spec, task_id)
                 folders.create(folder, task_id, spec, job, submitted_at=datetime.now(timezone.utc))
             except OSError as error:
                 raise ProviderUnavailable(
@@ -74,11 +75,6 @@ class LocalProvider(Provider):
                     suggestions=["Free some space there, or set FLOW_LOCAL_HOME to another disk."],
                 ) from error
         self._start(folder, task_id)
-
-    def _make_home(self) -> None:
-        for path in (self.home, self.tasks):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._sweep()
 
     def _job(self, spec: TaskSpec, task_id: str) -> Job:
         """Resolve a spec against this machine. Raises SpecRejected."""

@@ -93,8 +93,7 @@ class Devices:
         """Describe the shares of this machine that can be asked for: none, one, two, four … and all of its GPUs."""
         total = len(self.names)
         counts = sorted({count for count in (1, 2, 4, 8, total) if 0 < count <= total})
-        common = {"price_per_hour": 0.0, "region": "local"}
-        cpu = Instance(instance_type="cpu", gpu_count=0, available=1, **common)
+        cpu = Instance(instance_type="cpu", price_per_hour=0.0, region="local", available=1)
         return [cpu] + [
             Instance(
                 instance_type=f"{count}x{self.model}",
@@ -103,7 +102,8 @@ class Devices:
                 gpu_memory_gb=self.memory_gb,
                 available=(total - busy) // count,
                 instance_id=None if self.real else "simulated",
-                **common,
+                price_per_hour=0.0,
+                region="local",
             )
             for count in counts
         ]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Literal
 
 from flow_core.errors import TaskNotFoundError, ValidationError, VolumeError, VolumeNotFoundError
 from flow_core.models import TaskSpec, Volume, VolumeSpec
@@ -41,7 +42,7 @@ class LocalVolumes:
         self.root = root
         self.tasks = tasks
 
-    def create(self, *, name: str | None, size_gb: int, interface: str) -> Volume:
+    def create(self, *, name: str | None, size_gb: int, interface: Literal["block", "file"]) -> Volume:
         volume_id = f"vol-{secrets.token_hex(6)}"
         name = name or volume_id
         existing = self._find(name)
@@ -55,7 +56,7 @@ class LocalVolumes:
             interface=interface,
             created_at=datetime.now(timezone.utc),
         )
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folders.private(self.root)
         draft = Path(tempfile.mkdtemp(prefix=".new-", dir=self.root))
         try:
             (draft / "data").mkdir(mode=0o700)
@@ -147,7 +148,7 @@ class LocalVolumes:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def _users(self, volume: Volume) -> list[str]:
+    def _users(self, volume: Volume) -> Sequence[str]:
         users = []
         for path in self.tasks.glob("*/*/spec.json"):
             if (path.parent / "exit.json").exists():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from flow_core.models import Instance, LogChunk, Snapshot, TaskSpec, Volume
 
@@ -103,7 +103,7 @@ class Provider(ABC):
 class Volumes(Protocol):
     """The capability to keep storage beyond a task's life."""
 
-    def create(self, *, name: str | None, size_gb: int, interface: str) -> Volume:
+    def create(self, *, name: str | None, size_gb: int, interface: Literal["block", "file"]) -> Volume:
         """Create a volume, or return the one that has this name. After return it exists until it is deleted."""
 
     def list(self) -> Sequence[Volume]:

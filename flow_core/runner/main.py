@@ -210,6 +210,10 @@ class Runner:
             refused = rank.refusal(code)
             if refused:
                 return "start-failed", code, None, where + refused
+            if self.job["entry"] == "call" and self._is_unwritten(code):
+                disk = os.statvfs(self.folder)
+                free = f"{disk.f_bavail * disk.f_frsize:,} bytes of space are left"
+                return "storage", code, None, f"{where}its result could not be written: {free}"
             return "exit", code, None, f"{where}exit code {code}"
         name = signal.Signals(number).name if number in signal.Signals.__members__.values() else str(number)
         if number == signal.SIGKILL and _oom_kills() > self.oom_before:
@@ -220,6 +224,12 @@ class Runner:
                 f"{where}the kernel killed it because memory ran out",
             )
         return "killed", 128 + number, number, f"{where}killed by {name}"
+
+    @staticmethod
+    def _is_unwritten(code: int | None) -> bool:
+        from .execute import EXIT_NOT_WRITTEN  # rarely needed, and not cheap to import
+
+        return code == EXIT_NOT_WRITTEN
 
     def end(self, reason: str, code: int | None, number: int | None, message: str) -> dict[str, Any]:
         """Build the exit record."""

@@ -231,8 +231,10 @@ def spawn(folder: str, index: int, argv: list[str], env: dict[str, str], cwd: st
             os.chdir(cwd)
             os.execvpe(argv[0], argv, env)
         except BaseException as error:
-            name = "" if getattr(error, "filename", None) is None else f": {error.filename!r}"
-            os.write(told, ("{}{}".format(getattr(error, "strerror", None) or error, name)).encode()[:4000])
+            reason = (
+                f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
+            )
+            os.write(told, reason.encode("utf-8", "replace")[:4000])
         os._exit(127)
     os.close(log)
     os.close(told)

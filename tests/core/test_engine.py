@@ -46,8 +46,20 @@ def test_the_id_is_made_of_a_readable_name_the_key_and_the_attempt(engine: Engin
     assert str(TaskId.parse(first)) == first
 
 
-@pytest.mark.parametrize("status", [TaskStatus.PENDING, TaskStatus.PROVISIONING, TaskStatus.RUNNING, TaskStatus.PREEMPTED, TaskStatus.PAUSED, TaskStatus.COMPLETED])
-def test_a_second_submit_with_the_same_key_returns_a_live_or_succeeded_task(engine: Engine, fake: FakeProvider, status: TaskStatus) -> None:
+@pytest.mark.parametrize(
+    "status",
+    [
+        TaskStatus.PENDING,
+        TaskStatus.PROVISIONING,
+        TaskStatus.RUNNING,
+        TaskStatus.PREEMPTED,
+        TaskStatus.PAUSED,
+        TaskStatus.COMPLETED,
+    ],
+)
+def test_a_second_submit_with_the_same_key_returns_a_live_or_succeeded_task(
+    engine: Engine, fake: FakeProvider, status: TaskStatus
+) -> None:
     first = engine.submit(SPEC, key="k")
     fake.set(first, status)
     assert engine.submit(SPEC, key="k") == first
@@ -64,7 +76,9 @@ def test_a_second_submit_with_the_same_key_returns_a_live_or_succeeded_task(engi
         (TaskStatus.COMPLETED, "released"),
     ],
 )
-def test_after_an_end_without_success_the_same_key_is_a_new_attempt(engine: Engine, fake: FakeProvider, status: TaskStatus, reason: str) -> None:
+def test_after_an_end_without_success_the_same_key_is_a_new_attempt(
+    engine: Engine, fake: FakeProvider, status: TaskStatus, reason: str
+) -> None:
     first = engine.submit(SPEC, key="k")
     fake.set(first, status, reason=reason)
     second = engine.submit(SPEC, key="k")
@@ -119,7 +133,9 @@ def test_a_wait_asks_no_more_often_than_the_provider_says(engine: Engine, fake: 
     assert len(fake.calls) <= 102
 
 
-def test_a_wait_that_is_too_long_raises_and_the_task_goes_on(engine: Engine, fake: FakeProvider, clock: FakeClock) -> None:
+def test_a_wait_that_is_too_long_raises_and_the_task_goes_on(
+    engine: Engine, fake: FakeProvider, clock: FakeClock
+) -> None:
     one = engine.submit(SPEC, key="k")
     with pytest.raises(TimeoutError, match=f"waited 7 s and task {one} is pending"):
         engine.wait([one], timeout=7)
@@ -204,7 +220,10 @@ def test_the_tail_is_the_last_lines_of_a_log_of_any_length(engine: Engine, fake:
     ],
 )
 def test_each_end_has_its_error(reason: str, kind: type[TaskExecutionError], retryable: bool) -> None:
-    error = failure(Snapshot(task_id="t", name="n", status=TaskStatus.FAILED, reason=reason, message="what happened", exit_code=7), "the end")
+    error = failure(
+        Snapshot(task_id="t", name="n", status=TaskStatus.FAILED, reason=reason, message="what happened", exit_code=7),
+        "the end",
+    )
     assert type(error) is kind
     assert error.retryable is retryable
     assert (error.task_id, error.exit_code, error.reason, error.log_tail) == ("t", 7, reason, "the end")

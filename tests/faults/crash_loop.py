@@ -71,13 +71,17 @@ def main(home: Path, runs: int) -> None:
     for dry in ("dry 1", "dry 2"):  # the first one also installs the runner
         steps = forked(module, home / dry, dry, 0) or 0
     flow = Flow()
-    killed, doubled, lost, left = 0, [], [], []
+    killed = 0
+    doubled: list[list[object]] = []
+    lost: list[list[object]] = []
+    left: list[str] = []
     for run in range(runs):
         kill_at = 1 + run % steps
         key, starts = f"run {run}", home / f"starts-{run}"
         killed += forked(module, starts, key, kill_at) is None
         before = flow.find(key)
         if before is None or before.snapshot.reason != "released":  # killed before it could say that it had the value
+            value: object
             try:
                 value = flow.invoke_async(module, "once", [str(starts), key], idempotency_key=key).get_result(60)
             except Exception as error:

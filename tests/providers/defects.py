@@ -53,7 +53,9 @@ def wrap(patch: P, name: str, after: Callable[..., Any]) -> None:
 
 
 def start_twice(patch: P) -> None:
-    runner(patch, "task.py", "    if fd is None:\n        return None\n", "    fd = fd or os.open(folder, os.O_RDONLY)\n")
+    runner(
+        patch, "task.py", "    if fd is None:\n        return None\n", "    fd = fd or os.open(folder, os.O_RDONLY)\n"
+    )
     runner(patch, "task.py", "        os.close(fd)\n        return None\n", "        pass\n")
     original = LocalProvider._start
 

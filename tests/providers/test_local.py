@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 
 from flow_core import Flow, Task, TaskStatus
-from flow_core.errors import SpecRejected, TaskExecutionError, ValidationError, VolumeError, VolumeNotFoundError, WorkerDiedError
+from flow_core.errors import (
+    SpecRejected,
+    TaskExecutionError,
+    ValidationError,
+    VolumeError,
+    VolumeNotFoundError,
+    WorkerDiedError,
+)
 from flow_core.ids import TaskId
 from flow_core.runner import proc, slots
 from tests.conftest import processes_under
@@ -218,14 +225,18 @@ def test_on_a_full_disk_the_task_still_ends_and_a_lost_result_is_no_success(home
 
 def test_a_task_outlives_its_terminal_and_is_followed_in_another(flow: Flow, home: Path, tmp_path: Path) -> None:
     start = "from flow_core import run; print(run('for i in 1 2 3; do echo step $i; sleep 0.2; done', upload_code=False).task_id)"
-    first = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=True, start_new_session=True)
+    first = subprocess.run(
+        [sys.executable, "-c", start], capture_output=True, text=True, check=True, start_new_session=True
+    )
     task_id = first.stdout.strip()
     follow = f"from flow_core import get_task\nt = get_task({task_id!r})\nfor line in t.logs(follow=True): print(line, end='')\nprint(t.status.value)"
     second = subprocess.run([sys.executable, "-c", follow], capture_output=True, text=True, check=True)
     assert second.stdout == "step 1\nstep 2\nstep 3\ncompleted\n"
 
 
-def test_the_environment_of_a_task_is_the_machines_and_not_the_submitters(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_of_a_task_is_the_machines_and_not_the_submitters(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "postgresql://secret")
     task = flow.run("env", env={"MINE": "yes"})
     task.wait(30)
@@ -284,7 +295,9 @@ def test_a_volume_persists_between_tasks(flow: Flow) -> None:
 def test_a_volume_is_mounted_where_it_is_asked_for_and_nobody_else_sees_it(flow: Flow, tmp_path: Path) -> None:
     target = tmp_path / "mounted"
     volume = flow.create_volume(1, "checkpoints")
-    task = flow.run(f"echo here > {target}/x; cat {target}/x", volumes=[{"volume_id": volume.volume_id, "mount_path": str(target)}])
+    task = flow.run(
+        f"echo here > {target}/x; cat {target}/x", volumes=[{"volume_id": volume.volume_id, "mount_path": str(target)}]
+    )
     task.wait(30)
     assert task.logs() == "here\n"
     assert not (target / "x").exists()
@@ -315,7 +328,9 @@ def test_a_volume_can_be_mounted_to_a_running_task(flow: Flow) -> None:
         flow.mount_volume("late", task.task_id)
 
 
-def test_an_image_without_an_engine_is_refused_and_never_run_bare(flow: Flow, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_image_without_an_engine_is_refused_and_never_run_bare(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SpecRejected, match="needs a container engine"):
         flow.run("true", image="ubuntu:24.04")
@@ -336,7 +351,7 @@ def test_a_shell_runs_beside_the_task_with_its_environment(flow: Flow, capfd: py
 
 
 def test_ended_tasks_are_swept_after_the_retention_time(home: Path) -> None:
-    flow = Flow("local", local={"retention_days": 0.0000001})
+    flow = Flow("local", local={"retention_days": 0})
     old = flow.run("true", upload_code=False)
     old.wait(30)
     (home / ".swept").unlink()
