@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from example_dags.hosts.outcome import PROGRESS, Outcome
 from flow_core import Flow
 from flow_core.models import Snapshot
 
@@ -30,9 +31,6 @@ ROOT = HERE.parent
 VENVS = ROOT / ".venvs"
 WORK = ROOT / ".demo"
 OUT = HERE / "out"
-
-sys.path.insert(0, str(HERE / "hosts"))
-from outcome import PROGRESS, Outcome  # noqa: E402  # a script's neighbour, for the Pythons of all hosts
 
 HOSTS = ("plain", "airflow", "prefect", "dagster")
 ENVIRONMENTS = {"plain": "core"}
@@ -142,7 +140,7 @@ def run(host: str) -> Row:
     print(f"{host}", flush=True)
     begun = time.time()
     with cancelled_tasks(), (home / "log").open("w") as log:
-        watch_script([str(python), str(HERE / "hosts" / f"run_{host}.py"), *order], log.fileno(), home)
+        watch_script([str(python), "-m", f"example_dags.hosts.run_{host}", *order], log.fileno(), home)
     outcome = Outcome.read(home / "outcome.json")
     ends = [task.snapshot for task in Flow().list_tasks(1000)]
     return Row(host, outcome, len(ends), outcome.started - begun, busy(ends, outcome))

@@ -41,7 +41,7 @@ class AirflowServer:
         """Start all of it; after return it is healthy and has parsed the DAGs. Raises RuntimeError, naming the log."""
         say("making its database")
         with (self.home / "migrate.log").open("wb") as log:
-            command = [AIRFLOW, "db", "migrate"]
+            command = [str(AIRFLOW), "db", "migrate"]
             if subprocess.run(command, env=self.environment, stdout=log, stderr=log, check=False).returncode:
                 raise RuntimeError(f"`airflow db migrate` failed: see {self.home / 'migrate.log'}")
         say(f"starting {', '.join(COMPONENTS)}")

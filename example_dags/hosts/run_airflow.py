@@ -1,12 +1,15 @@
-"""Run the Airflow example in an Airflow of its own.  Usage: run_airflow.py HOME PICTURE OUT"""
+"""Run the Airflow example in an Airflow of its own.
+
+python -m example_dags.hosts.run_airflow HOME PICTURE OUT
+"""
 
 from __future__ import annotations
 
 import time
 from importlib.metadata import version
 
-from airflow_server import running_airflow
-from outcome import DAGS, Order, Outcome, say
+from example_dags.hosts.airflow_server import running_airflow
+from example_dags.hosts.outcome import DAGS, Order, Outcome, say
 
 
 def main() -> None:

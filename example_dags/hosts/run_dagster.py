@@ -1,4 +1,7 @@
-"""Run the Dagster example in a Dagster instance of its own.  Usage: run_dagster.py HOME PICTURE OUT"""
+"""Run the Dagster example in a Dagster instance of its own.
+
+python -m example_dags.hosts.run_dagster HOME PICTURE OUT
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ import time
 from types import ModuleType
 
 import dagster as dg
-from outcome import DAGS, Order, Outcome, say
+
+from example_dags.hosts.outcome import DAGS, Order, Outcome, say
 
 
 def load(name: str) -> ModuleType:

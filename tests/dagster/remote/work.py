@@ -5,25 +5,21 @@ import time
 from pathlib import Path
 
 
-def add(a, b=0):
+def add(a: int, b: int = 0) -> int:
     print(f"adding {a} and {b}", flush=True)
     return a + b
 
 
-def where():
-    return {"pid": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
-
-
-def fail(text="bad value"):
+def fail(text: str = "bad value") -> None:
     print("before the failure", flush=True)
     raise ValueError(text)
 
 
-def unserializable():
+def unserializable() -> dict[str, set[int]]:
     return {"model": {1, 2}}
 
 
-def double_or_fail(item):
+def double_or_fail(item: int) -> int:
     """Fails for numbers that divide by three."""
     print(f"item {item}", flush=True)
     if item % 3 == 0:
@@ -31,14 +27,14 @@ def double_or_fail(item):
     return item * 2
 
 
-def count(folder, name="call"):
+def count(folder: str, name: str = "call") -> int:
     """Leave a mark for every call that really ran, and return how many there are."""
-    folder = Path(folder)
-    (folder / f"{name}-{os.getpid()}-{time.time_ns()}").touch()
-    return len(list(folder.glob(f"{name}-*")))
+    marks = Path(folder)
+    (marks / f"{name}-{os.getpid()}-{time.time_ns()}").touch()
+    return len(list(marks.glob(f"{name}-*")))
 
 
-def count_until(folder, gate):
+def count_until(folder: str, gate: str) -> int:
     """Leave a mark, then work until the file `gate` appears (one minute at most)."""
     made = count(folder)
     print(f"working as {os.getpid()}", flush=True)
@@ -49,7 +45,7 @@ def count_until(folder, gate):
     raise TimeoutError(gate)
 
 
-def fail_until(item, folder, gate):
+def fail_until(item: int, folder: str, gate: str) -> int:
     """Leave a mark for the item, and fail on item 1 until the file `gate` is there."""
     count(folder, f"item{item}")
     if item == 1 and not Path(gate).exists():
