@@ -90,7 +90,6 @@ def _run(folder: str) -> tuple[dict[str, Any], bytes]:
         pickles.prepare(folder, call)  # before the user's folders can hide a standard module
         stdlib.put_first(roots)
         function, args, kwargs = pickles.load_captured(folder, call)
-        args, kwargs = call.get("args", args), call.get("kwargs", kwargs)
         name = getattr(function, "__name__", "the function")
     else:
         stdlib.put_first(roots)
