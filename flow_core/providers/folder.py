@@ -160,7 +160,7 @@ def release(folder: Path) -> None:
 _STATUS = {"cancelled": TaskStatus.CANCELLED}
 
 
-def snapshot(task_id: str, facts: Mapping[str, Any] | None, *, host: str, region: str) -> Snapshot:
+def snapshot(task_id: str, facts: Mapping[str, Any] | None, *, host: str, address: str, region: str) -> Snapshot:
     """Say what the facts gathered on the machine (`flow_core.runner.task.probe`) mean. Pure."""
     if facts is None or facts["spec"].get("task_id") != task_id:
         return Snapshot(
@@ -196,6 +196,7 @@ def snapshot(task_id: str, facts: Mapping[str, Any] | None, *, host: str, region
         region=region,
         cost_per_hour_usd=0.0,
         total_cost_usd=0.0,
+        endpoints={str(port): f"http://{address}:{port}" for port in spec["ports"]},
         labels=spec["labels"],
     )
 

@@ -181,7 +181,7 @@ class LocalProvider(Provider):
             facts = records.probe(str(folders.place(self.tasks, task_id)))
         except TaskNotFoundError:
             facts = None
-        return folders.snapshot(task_id, facts, host=self.host, region="local")
+        return folders.snapshot(task_id, facts, host=self.host, address="127.0.0.1", region="local")
 
     def read_log(self, task_id: str, *, node: int = 0, offset: int = 0, limit: int = 65536) -> LogChunk:
         folder = self._existing(task_id)

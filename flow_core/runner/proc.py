@@ -146,5 +146,10 @@ def bind_mount(mounts: list[list[str]]) -> None:
     check(libc.unshare(_CLONE_NEWNS), "unshare")
     check(libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None), "/")
     for source, target in mounts:
+        shelf = os.path.dirname(target)
+        os.makedirs(shelf, exist_ok=True)
+        if not os.path.exists(target) and not os.listdir(shelf):
+            # Mount points are made in memory where that hides nothing, so that the machine is not littered with them.
+            check(libc.mount(b"none", os.fsencode(shelf), b"tmpfs", 0, None), shelf)
         os.makedirs(target, exist_ok=True)
         check(libc.mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND | _MS_REC, None), target)
