@@ -5,15 +5,17 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-
-from flow_core import Flow
 
 # Unit tests import Airflow too; it must not look into, or write to, the user's home.
 os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="flow-airflow-unit-"))
 
 from tests.airflow.harness import Airflow, Run, running_airflow
+
+if TYPE_CHECKING:
+    from flow_core import Flow
 
 
 @pytest.fixture(scope="session")
@@ -58,4 +60,6 @@ def flow(airflow: Airflow) -> Iterator[Flow]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("FLOW_LOCAL_HOME", "FLOW_LOCAL_GPUS"):
             patch.setenv(name, airflow.environment[name])
+        from flow_core import Flow
+
         yield Flow(provider="local")

@@ -80,7 +80,8 @@ class Airflow:
     def stop(self) -> None:
         if self.keeper is not None and self.keeper.stdin is not None:
             self.keeper.stdin.close()
-            self.keeper.wait(60)
+            with self.keeper:
+                self.keeper.wait(60)
 
     def control(self, verb: str, component: str) -> None:
         """`kill`, `start`, `freeze` or `thaw` one of Airflow's processes."""
@@ -107,7 +108,11 @@ class Airflow:
     def _parsed(self) -> bool:
         errors = self.api("GET", "/importErrors")["import_errors"]
         assert not errors, errors[0]["stack_trace"]
-        wanted = sum("with DAG(" in line for file in (HERE / "dags").glob("*.py") for line in file.open())
+        wanted = sum(
+            "with DAG(" in line
+            for file in (HERE / "dags").glob("*.py")
+            for line in file.read_text().splitlines()
+        )
         return bool(self.api("GET", "/dags")["total_entries"] >= wanted)
 
     # -- REST

@@ -11,7 +11,7 @@ from flow_airflow import FlowGPUOperator
 
 with DAG("values", default_args={"retries": 0}):
 
-    @task
+    @task(multiple_outputs=True)
     def produce() -> Any:
         return {"lr": 0.5, "layers": [1, 2], "name": "é"}
 
