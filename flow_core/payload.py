@@ -9,8 +9,11 @@ The other end is `flow_core.runner.execute`; the JSON rules of both ends are `fl
 
 from __future__ import annotations
 
+import functools
+import io
 import pickle
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flow_core.errors import (
@@ -90,7 +93,7 @@ def decode_result(data: bytes, *, allow_pickle: bool = False, **fields: Unpack[T
     if codec not in ("json", "pickle"):
         raise _result_error(f"the result is encoded as {codec!r}, which is not known here", fields)
     try:
-        return from_json(body) if codec == "json" else pickle.loads(body)  # noqa: S301 - the caller allowed it
+        return from_json(body) if codec == "json" else _Unpickler(io.BytesIO(body)).load()
     except Exception as error:
         raise _result_error(
             f"the result cannot be read here: {type(error).__name__}: {error}", fields
@@ -141,3 +144,53 @@ def _error(header: Mapping[str, Any], fields: TaskErrorFields) -> TaskExecutionE
 def _result_error(message: str, fields: TaskErrorFields, *suggestions: str) -> ResultError:
     merged: TaskErrorFields = {**fields, "suggestions": suggestions}
     return ResultError(message, **merged)
+
+
+class _Unpickler(pickle.Unpickler):  # the caller has allowed it
+    """Gives values of captured classes the class that is loaded here.
+
+    A class that was sent by value comes back by value, as a copy: `isinstance` would fail, and cloudpickle would write
+    the copy's methods over those of the original.
+    """
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.found: set[type] = set()
+
+    def find_class(self, module: str, name: str) -> Any:
+        made = super().find_class(module, name)
+        if module != "cloudpickle.cloudpickle":
+            return made
+        if name == "_make_skeleton_class":
+            return functools.partial(self._class, made, _place_of_class)
+        if name == "_make_skeleton_enum":
+            return functools.partial(self._class, made, _place_of_enum)
+        if name == "_class_setstate":
+            return functools.partial(self._fill, made)
+        return made
+
+    def _class(self, make: Callable[..., type], place: Callable[..., tuple[str, str]], *made_of: Any) -> type:
+        try:
+            module, name = place(*made_of)
+        except (KeyError, TypeError):
+            return make(*made_of)  # another cloudpickle than those known here
+        loaded = vars(sys.modules.get(module, object)).get(name)
+        if isinstance(loaded, type) and loaded.__module__ == module and loaded.__qualname__ == name:
+            self.found.add(loaded)
+            return loaded
+        return make(*made_of)
+
+    def _fill(self, fill: Callable[[type, Any], type], cls: type, state: Any) -> type:
+        return cls if cls in self.found else fill(cls, state)
+
+
+def _place_of_class(
+    _meta: type, name: str, _bases: Any, namespace: dict[str, Any], *_: Any
+) -> tuple[str, str]:
+    return namespace["__module__"], name
+
+
+def _place_of_enum(
+    _bases: Any, name: str, _qualname: str, _members: Any, module: str, *_: Any
+) -> tuple[str, str]:
+    return module, name
