@@ -24,7 +24,7 @@ from flow_core.ids import TaskId
 from flow_core.models import Instance, LogChunk, Snapshot, TaskSpec
 from flow_core.providers import folder as folders
 from flow_core.providers.folder import Job
-from flow_core.providers.local_machine import Devices, base_environment, container_engine
+from flow_core.providers.local_machine import UNBUFFERED, Devices, base_environment, container_engine
 from flow_core.providers.local_shell import LocalShell
 from flow_core.providers.local_volumes import LocalVolumes, can_mount
 from flow_core.providers.spi import Provider
@@ -104,7 +104,7 @@ class LocalProvider(Provider):
         return Job(
             python=self.python if container is None else "python",
             call=str(runner / "flow_runner" / "call.py"),
-            base_env={**(base_environment(self.python) if container is None else {}), **volumes.env},
+            base_env={**(base_environment(self.python) if container is None else UNBUFFERED), **volumes.env},
             kill_grace_s=self.settings.kill_grace_s,
             after=str(self.tasks / parsed.digest / str(parsed.attempt - 1)) if parsed.attempt > 1 else None,
             gpu={

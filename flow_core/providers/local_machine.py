@@ -10,12 +10,20 @@ from dataclasses import dataclass
 
 from flow_core.errors import SpecRejected
 from flow_core.models import Instance, TaskSpec
+from flow_core.runner.ranks import ENGINE_VARIABLES
+
+#: A log that is followed must not wait for a full buffer.
+UNBUFFERED = {"PYTHONUNBUFFERED": "1"}
 
 #: Variables that a task inherits from whoever submits it: what describes the machine, nothing that belongs to the host
 #: (an orchestrator's process is full of its own settings and secrets).
 _KEPT = frozenset(
-    "HOME USER LOGNAME SHELL LANG LANGUAGE TZ TMPDIR LD_LIBRARY_PATH CUDA_HOME CUDA_PATH XDG_RUNTIME_DIR "
-    "SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy".split()
+    (
+        *("HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR"),
+        *("LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"),
+        *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+        *ENGINE_VARIABLES,
+    )
 )
 
 #: In order of preference: the daemonless one first.
@@ -28,8 +36,7 @@ def base_environment(python: str) -> dict[str, str]:
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
     own = os.path.dirname(os.path.abspath(python))
     kept["PATH"] = os.pathsep.join([own, *(entry for entry in path if entry != own)])
-    kept["PYTHONUNBUFFERED"] = "1"  # a log that is followed must not wait for a full buffer
-    return kept
+    return {**kept, **UNBUFFERED}
 
 
 def container_engine(image: str) -> str:

@@ -9,6 +9,18 @@ from typing import Any
 from . import proc
 
 
+#: What a container engine's own client needs to know; the command inside sees none of it.
+ENGINE_VARIABLES = (
+    "PATH",
+    "HOME",
+    "XDG_RUNTIME_DIR",
+    "DOCKER_HOST",
+    "DOCKER_CONFIG",
+    "CONTAINERS_CONF",
+    "CONTAINERS_STORAGE_CONF",
+)
+
+
 class StartFailed(Exception):
     """The command could not be started; the text says why."""
 
@@ -72,7 +84,10 @@ class Container:
             image = self.image if "://" in self.image or os.path.exists(self.image) else "docker://" + self.image
             return [self.engine, "exec", "--containall", *nvidia, *binds, "--pwd", cwd, image, *command]
         volumes = [f"--volume={source}:{target}" for source, target in self.mounts]
-        names = [f"--env={name}" for name in sorted(env)]
+        names = [
+            f"--env={name}={value}" if name in ENGINE_VARIABLES else f"--env={name}"
+            for name, value in sorted(env.items())
+        ]
         if not (self.real_gpus and gpus):
             devices: list[str] = []
         elif "podman" in os.path.basename(self.engine):
@@ -83,7 +98,6 @@ class Container:
             self.engine,
             "run",
             "--rm",
-            "--init",
             "--name",
             self.name,
             f"--label=flow-task={self.name}",
@@ -136,7 +150,7 @@ def start(folder: str, job: dict[str, Any], granted: list[str]) -> list[Rank]:
         argv = command(folder, job)
         if container is not None:
             argv = container.argv(argv, env, cwd, gpus)
-            env = {**env, "PATH": os.environ.get("PATH", os.defpath), "HOME": os.environ.get("HOME", "/")}
+            env = {**env, **{name: os.environ[name] for name in ENGINE_VARIABLES if name in os.environ}}
         ranks.append(
             Rank(
                 index,

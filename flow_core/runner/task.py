@@ -196,6 +196,7 @@ def bury(folder: str) -> bool:
         return False
     if fate == "gone":
         proc.kill_members(folder)
+        _remove_containers(folder)
     asked = os.path.exists(os.path.join(folder, "cancel"))
     reason, message = {
         "reboot": ("reboot", "the machine was restarted while the task ran"),
@@ -208,6 +209,15 @@ def bury(folder: str) -> bool:
     }[fate]
     finish(folder, exit_record("cancelled" if asked else reason, message=message))
     return True
+
+
+def _remove_containers(folder: str) -> None:
+    job = read_json(folder, "job.json")
+    if job is not None and job.get("container"):
+        from .ranks import Container
+
+        for index in range(job["num_instances"]):
+            Container(job, index).remove()
 
 
 def probe(folder: str) -> dict[str, Any] | None:
