@@ -29,8 +29,6 @@ from flow_core.models import Snapshot
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 VENVS = ROOT / ".venvs"
-WORK = ROOT / ".demo"
-OUT = HERE / "out"
 
 HOSTS = ("plain", "airflow", "prefect", "dagster")
 ENVIRONMENTS = {"plain": "core"}
@@ -77,14 +75,17 @@ class Row:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--host", choices=HOSTS, help="run in this host only")
-    host: str | None = parser.parse_args().host
+    parser.add_argument("--folder", type=Path, default=ROOT / ".demo", help="for all files (%(default)s)")
+    parser.add_argument("--pictures", type=Path, default=HERE / "out", help="for the pictures (%(default)s)")
+    given = parser.parse_args()
+    folder, pictures = given.folder.resolve(), given.pictures.resolve()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(143))
     try:
-        gpus = set_up()
-        rows = [run(one) for one in ([host] if host else HOSTS)]
+        gpus = set_up(folder, pictures)
+        rows = [run(host, folder / host, pictures) for host in ([given.host] if given.host else HOSTS)]
         print("\n" + table(rows) + "\n\n" + DEFINITIONS + gpus)
-        print(f"picture   {picture_of(rows[-1]).relative_to(ROOT)}")
+        print(f"picture   {rows[-1].outcome.report['picture']}")
         check(rows)
     except DemoError as error:
         print(f"\ndemo: {error}", file=sys.stderr)
@@ -95,22 +96,22 @@ def main() -> int:
     return 0
 
 
-def set_up() -> str:
-    """Prepare the environment of everything that is started; return what is to be said about GPUs."""
+def set_up(folder: Path, pictures: Path) -> str:
+    """Prepare the folders and the environment of everything that is started; return what to say about GPUs."""
     python = VENVS / "demo" / "bin" / "python"
     if not python.exists():
         raise DemoError(f"{python} does not exist: `make demo` makes the environments")
     for name in [name for name in os.environ if name.startswith(("FLOW_", "MITHRIL_"))]:
         del os.environ[name]  # the user's own settings must not send the demo to a cloud
-    WORK.mkdir(exist_ok=True)
-    config = WORK / "config.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures.mkdir(parents=True, exist_ok=True)
+    config = folder / "config.yaml"
     config.write_text("provider: local\n")
     os.environ |= {
         "FLOW_CONFIG": str(config),
         "FLOW_LOCAL_PYTHON": str(python),
         "PYTHONWARNINGS": "ignore",
     }
-    OUT.mkdir(exist_ok=True)
     found = real_gpus()
     if found:
         return f"GPUs      {len(found)} real: {found[0]}"
@@ -127,16 +128,15 @@ def real_gpus() -> list[str]:
     return []
 
 
-def run(host: str) -> Row:
-    """Run the example in one host."""
-    home = WORK / host
+def run(host: str, home: Path, pictures: Path) -> Row:
+    """Run the example in one host, with all its files in `home`."""
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     os.environ["FLOW_LOCAL_HOME"] = str(home / "flow")
     python = VENVS / ENVIRONMENTS.get(host, host) / "bin" / "python"
     if not python.exists():
         raise DemoError(f"{python} does not exist: `make demo HOST={host}` makes it")
-    order = [str(home), str(OUT / f"digits-{host}.png"), str(home / "outcome.json")]
+    order = [str(home), str(pictures / f"digits-{host}.png"), str(home / "outcome.json")]
     print(f"{host}", flush=True)
     begun = time.time()
     with cancelled_tasks(), (home / "log").open("w") as log:
@@ -174,10 +174,11 @@ def watch_script(command: Sequence[str], log: int, home: Path) -> None:
     timer.start()
     begun = time.monotonic()
     try:
-        for line in process.stdout:
-            os.write(log, line.encode())
-            if line.startswith(PROGRESS):
-                print(f"  {time.monotonic() - begun:6.1f} s  {line[len(PROGRESS) :].rstrip()}", flush=True)
+        with process.stdout:
+            for line in process.stdout:
+                os.write(log, line.encode())
+                if line.startswith(PROGRESS):
+                    print(f"  {time.monotonic() - begun:6.1f} s  {line[len(PROGRESS) :].rstrip()}", flush=True)
         code = process.wait()
     finally:
         timer.cancel()
@@ -209,10 +210,6 @@ def busy(ends: Sequence[Snapshot], outcome: Outcome) -> float:
         total += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return total
-
-
-def picture_of(row: Row) -> Path:
-    return Path(row.outcome.report["picture"])
 
 
 def check(rows: Sequence[Row]) -> None:

@@ -21,7 +21,7 @@ from flow_dagster.call import Call
 from flow_dagster.failures import as_failure
 from flow_dagster.handle import FlowHandle, FlowResult
 from flow_dagster.mapping import fingerprint, run_map
-from flow_dagster.step import Context, Step
+from flow_dagster.step import ENDED_BY_USER, Context, Step
 from flow_dagster.watch import cancel, interruptible
 
 #: Fields that say which machine is wanted: any of them replaces the resource's `gpu`.
@@ -190,12 +190,10 @@ class FlowResource(dg.ConfigurableResource[Any]):
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
         """Cancel what a terminated step had started and was not waiting for when it was interrupted."""
-        run = (
-            None
-            if context.run is None or context.instance is None
-            else context.instance.get_run_by_id(context.run.run_id)
-        )
-        if run is None or run.status not in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED):
+        if not self._started or context.run is None or context.instance is None:
+            return
+        run = context.instance.get_run_by_id(context.run.run_id)
+        if run is None or run.status not in ENDED_BY_USER:
             return
         started = [task_id for run_id, task_id in self._started if run_id == run.run_id]
         live = [task_id for task_id, seen in self.flow.poll(started).items() if not seen.status.final]

@@ -21,7 +21,8 @@ Context: TypeAlias = dg.OpExecutionContext | dg.AssetExecutionContext | dg.Asset
 #: A re-execution "from failure" carries one of these; the other kinds mean to run everything again.
 _RESUME_TAGS = ("dagster/is_resume_retry", "dagster/is_asset_resume_retry")
 
-_ENDED_BY_USER = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+#: What a run is when somebody has asked Dagster to end it.
+ENDED_BY_USER = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 
 #: How often each name was called within one attempt of one step. Keyed by Dagster's own object for that attempt.
 _calls: WeakKeyDictionary[Any, Counter[str]] = WeakKeyDictionary()
@@ -97,16 +98,16 @@ class Step:
     def ended_by_user(self) -> bool:
         """Whether somebody asked Dagster to end this run: only the run's status tells that from a dying process.
 
-        Outside of a run an interrupt is the user's.
+        Outside of a run, and in one that no other process can ever continue, an interrupt is the user's.
         """
-        if self._attempt is None:
+        if self._attempt is None or self._op.instance.is_ephemeral:
             return True
         try:
             run = self._op.instance.get_run_by_id(self._op.run_id)
         except Exception:  # the instance may be what is going down
             self.log.warning("Cannot read the run's status: the task is left running.", exc_info=True)
             return False
-        return run is not None and run.status in _ENDED_BY_USER
+        return run is not None and run.status in ENDED_BY_USER
 
     def ends(self) -> list[Any]:
         """The ends of all tasks of this attempt of the step so far: a list to append to."""
