@@ -89,6 +89,9 @@ class Engine:
                 log.info("adopting task %s (%s)", latest, before.status.value)
             if before.status.final and task_id == latest:
                 return latest
+        log.debug(
+            "submitting %s to the %s provider: %s, %s", task_id, self.provider.name, spec.entry, spec.instance_type
+        )
         self.provider.submit(spec, task_id=task_id)  # also for an adopted one: a submit that died half-way is finished
         return task_id
 

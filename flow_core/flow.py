@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ class Flow:
         if isinstance(provider, str):
             settings["provider"] = provider
         self.settings = config.load(**settings)
+        if self.settings.debug:
+            _log_to_stderr()
         self.provider = provider if isinstance(provider, Provider) else providers.load(self.settings)
         self.engine = Engine(self.provider)
 
@@ -236,6 +239,14 @@ class Flow:
         if volumes is None:
             raise ProviderError(f"the {self.provider.name} provider has no volumes")
         return volumes
+
+
+def _log_to_stderr() -> None:
+    """Show what flow_core logs, down to DEBUG; a host that has its own handlers keeps them."""
+    logger = logging.getLogger("flow_core")
+    logger.setLevel(logging.DEBUG)
+    if not logger.hasHandlers():
+        logger.addHandler(logging.StreamHandler())
 
 
 _REQUIREMENTS = ("instance_type", "gpu_type", "min_gpu_count", "gpu_memory_gb", "max_price", "region")

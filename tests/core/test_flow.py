@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -270,6 +271,16 @@ def test_a_provider_object_is_used_as_it_is(flow: Flow) -> None:
 def test_the_default_of_h100_shows_in_the_message(flow: Flow) -> None:
     with pytest.raises(SpecRejected, match="8 GPUs"):
         flow.run("true", gpu="h100")
+
+
+def test_debug_shows_what_happens_and_no_secret(home: Path) -> None:
+    code = "from flow_core import run; run('true', upload_code=False, env={'TOKEN': 'hunter2'}).wait()"
+    quiet = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loud = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "FLOW_DEBUG": "1"}
+    )
+    assert quiet.stderr == ""
+    assert "submitting task-" in loud.stderr and "hunter2" not in loud.stderr
 
 
 # -- the package
