@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ class Node:
     #: When the DAG run started. A deleted run that is created again under its id is not the same run, and
     #: neither is the run of another Airflow that has the same DAGs, as staging and production have.
     run_started: datetime | None
+    retries: int = 0
 
     @classmethod
     def from_context(cls, context: Mapping[str, Any]) -> Node:
@@ -42,7 +43,14 @@ class Node:
             map_index=-1 if ti.map_index is None else ti.map_index,
             epoch=ti.max_tries - (task.retries or 0) + 1,
             run_started=dag_run.start_date,
+            retries=task.retries or 0,
         )
+
+    @property
+    def predecessors(self) -> list[Node]:
+        """The nodes that this one may have been before it was last cleared, the likeliest first; most never were."""
+        oldest = max(1, self.epoch - 1 - self.retries)
+        return [replace(self, epoch=epoch) for epoch in range(self.epoch - 1, oldest - 1, -1)]
 
     @property
     def key(self) -> str:

@@ -174,7 +174,7 @@ class FlowGPUOperator(BaseOperator):
         """Submit or adopt the node's task and wait for it; return its result. Defers when it takes long."""
         node = Node.from_context(context)
         with self._leg(context, node) as flow:
-            self._retire_predecessor(context, flow, node)
+            self._retire_predecessors(context, flow, node)
             task = self._submit(flow, node, context)
             context["ti"].xcom_push(key=TASK_ID_XCOM, value=task.task_id)
             self.log.info("Flow task %s.", task.task_id)
@@ -234,7 +234,7 @@ class FlowGPUOperator(BaseOperator):
             self.log.warning("The work may still run, it could not be cancelled: %s", error)
         else:
             if cancelled is not None:
-                self.log.info("Cancelled Flow task %s.", cancelled)
+                self.log.info("Cancelled Flow task %s.", cancelled.task_id)
 
     # -- submitting
 
@@ -243,20 +243,30 @@ class FlowGPUOperator(BaseOperator):
 
         return Flow(provider=self.provider)
 
-    def _retire_predecessor(self, context: Context, flow: Flow, node: Node) -> None:
-        """Cancel what this task instance ran before it was cleared, should nobody have been there to do it.
+    def _retire_predecessors(self, context: Context, flow: Flow, node: Node) -> None:
+        """Return when nothing runs any more of what this task instance did before it was cleared.
 
-        Nobody was when no triggerer ran, or the worker was dead and not yet missed. Needs Airflow 3.3.
+        Whoever was there for the clear has cancelled it, but nobody was when no triggerer ran, or the worker was dead
+        and not yet missed; and it may take its time. Airflow 3.3 remembers the key, also across the end of the run.
         """
+        keys = [one.key for one in node.predecessors]
         store: Any = context.get("task_state_store")
-        if store is None:
-            return
-        before = store.get(_STATE_KEY)
-        if isinstance(before, str) and before != node.key:
-            cancelled = cancel_key(flow, before)
-            if cancelled is not None:
-                self.log.info("Cancelled Flow task %s: it ran before this task was cleared.", cancelled)
-        store.set(_STATE_KEY, node.key)
+        if store is not None:
+            before = store.get(_STATE_KEY)
+            if before != node.key:
+                keys += [before] if isinstance(before, str) and before not in keys else []
+                store.set(_STATE_KEY, node.key)
+        for key in keys:
+            task = cancel_key(flow, key)
+            if task is not None:
+                self.log.info(
+                    "Waiting for the end of Flow task %s: it ran before this task was cleared.", task.task_id
+                )
+                self._await_end(task)
+
+    def _await_end(self, task: Task) -> None:
+        while not _ends_within(task, _LOOK_S):
+            self._check_stop()
 
     def _submit(self, flow: Flow, node: Node, context: Context) -> Task:
         fields = {name: value for name in _FIELDS if (value := getattr(self, name)) is not None}
@@ -295,8 +305,7 @@ class FlowGPUOperator(BaseOperator):
         ended = False
         while not ended:
             ended = _ends_within(task, _LOOK_S)
-            if self._stop is not None:
-                self._stop.check()
+            self._check_stop()
             self._show(log)
             if not ended and self.deferrable and time.monotonic() >= defer_at:
                 self._defer(context, task, log)
@@ -304,6 +313,10 @@ class FlowGPUOperator(BaseOperator):
         if self.module is None:
             return task.logs(tail=1).rstrip() or None
         return value
+
+    def _check_stop(self) -> None:
+        if self._stop is not None:
+            self._stop.check()
 
     def _show(self, log: TaskLog) -> None:
         while not log.ended:

@@ -11,7 +11,7 @@ from flow_airflow.compat import AirflowException
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flow_core import Flow
+    from flow_core import Flow, Task
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +55,10 @@ class Stop:
             logger.exception("The work could not be cancelled.")
 
 
-def cancel_key(flow: Flow, key: str) -> str | None:
-    """Cancel the work under `key`; return the id of a task that had not ended, None when there was none."""
+def cancel_key(flow: Flow, key: str) -> Task | None:
+    """Cancel the work under `key`; return its task if that had not ended, None when there is nothing to end."""
     task = flow.find(key)
     if task is None or task.is_terminal:
         return None
-    flow.cancel([task.task_id])
-    return task.task_id
+    task.cancel()
+    return task

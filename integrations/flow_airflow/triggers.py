@@ -11,7 +11,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from flow_airflow.compat import TRIGGERER_CALLS_ON_KILL
 from flow_airflow.logs import TaskLog
 from flow_airflow.poller import shared_poller
-from flow_core.errors import FlowError
+from flow_core.errors import FlowError, ResourceNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -97,39 +97,39 @@ class FlowTaskTrigger(BaseTrigger):
 
     async def _wait(self) -> FlowEvent:
         flow = await asyncio.to_thread(self._connect)
-        task = await asyncio.to_thread(flow.get_task, self.flow_task_id)
-        log = None if self.log_offsets is None else TaskLog(task, offsets=self.log_offsets)
+        output = None if self.log_offsets is None else _Output(flow, self.flow_task_id, self.log_offsets)
         poller = shared_poller(self.provider, self.poll_interval_s, flow.poll)
         async with poller.watch(self.flow_task_id) as ended:
-            outcome = await self._watch(ended, log)
+            outcome = await self._watch(ended, output)
         if outcome == "deadline":
             self.log.error("The time is up: cancelling Flow task %s.", self.flow_task_id)
             await asyncio.to_thread(flow.cancel, [self.flow_task_id])
-        return FlowEvent(
-            flow_task_id=self.flow_task_id, outcome=outcome, log_offsets=[] if log is None else log.offsets
-        )
+        offsets = output.offsets if output is not None else []
+        return FlowEvent(flow_task_id=self.flow_task_id, outcome=outcome, log_offsets=offsets)
 
     async def _watch(
-        self, ended: asyncio.Future[Snapshot], log: TaskLog | None
+        self, ended: asyncio.Future[Snapshot], output: _Output | None
     ) -> Literal["ended", "deadline"]:
         pause = SHORTEST_LOOK_S
         while not ended.done():
-            seen = await self._show(log)
-            pause = SHORTEST_LOOK_S if seen else min(pause * 1.5, LONGEST_LOOK_S)
+            news = await self._show(output)
+            pause = SHORTEST_LOOK_S if news else min(pause * 1.5, LONGEST_LOOK_S)
             left = float("inf") if self.deadline is None else self.deadline - time.time()
             if left <= 0:
                 return "deadline"
             await asyncio.wait({ended}, timeout=min(pause, left))
         ended.result()  # raises what the poller could not mend
-        await self._show(log)
+        await self._show(output)
         return "ended"
 
-    async def _show(self, log: TaskLog | None) -> int:
-        """Emit the output so far; return the number of lines. What is out of reach is tried again later."""
-        count = 0
-        while log is not None and not log.ended:
+    async def _show(self, output: _Output | None) -> bool:
+        """Emit the output so far; return whether there was any. What is out of reach is tried again later."""
+        news = False
+        while output is not None:
             try:
-                lines = await asyncio.to_thread(log.read)
+                lines, more = await asyncio.to_thread(output.read)
+            except ResourceNotFoundError:  # what became of the task is for the poller to say
+                break
             except FlowError as error:
                 if not error.retryable:
                     raise
@@ -137,10 +137,10 @@ class FlowTaskTrigger(BaseTrigger):
                 break
             for line in lines:
                 self.log.info("%s", line)
-            count += len(lines)
-            if log.caught_up:
+            news = news or bool(lines)
+            if not more:
                 break
-        return count
+        return news
 
     def _connect(self) -> Flow:
         from flow_core import Flow
@@ -161,3 +161,24 @@ class FlowTaskTrigger(BaseTrigger):
         name = ti.task_id if ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}"
         # A cleared task is there and has no state; a run that is not there at all tells nothing.
         return bool(states.get(ti.run_id, {}).get(name, "deferred") != "deferred")
+
+
+class _Output:
+    """A task's output, looked up when it is first read, and again until that works."""
+
+    def __init__(self, flow: Flow, task_id: str, offsets: list[int]) -> None:
+        self._flow = flow
+        self._task_id = task_id
+        self._log: TaskLog | None = None
+        self._offsets = offsets
+
+    def read(self) -> tuple[list[str], bool]:
+        """Return further lines, and whether reading on at once is worth while. Blocks."""
+        if self._log is None:
+            self._log = TaskLog(self._flow.get_task(self._task_id), offsets=self._offsets)
+        lines = self._log.read()
+        return lines, not self._log.caught_up
+
+    @property
+    def offsets(self) -> list[int]:
+        return self._offsets if self._log is None else self._log.offsets

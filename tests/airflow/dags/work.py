@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -33,13 +34,24 @@ def gpus() -> dict[str, str | None]:
 
 def leave_mark(trail: str) -> int:
     """Note that the work has started; return how often it has by now."""
+    note(trail, "start")
+    return sum(line.startswith("start ") for line in Path(trail).read_text().splitlines())
+
+
+def note(trail: str, what: str) -> None:
     with Path(trail).open("a") as file:
-        file.write(f"start {os.getpid()}\n")
-    return len(Path(trail).read_text().splitlines())
+        file.write(f"{what} {os.getpid()}\n")
 
 
 def long(trail: str, seconds: float) -> dict[str, Any]:
-    """Work for a while and say so."""
+    """Work for a while and say so. Asked to stop, take two seconds to tidy up."""
+
+    def tidy_up(*_signal: Any) -> None:
+        time.sleep(2)
+        note(trail, "tidied up")
+        sys.exit(1)
+
+    signal.signal(signal.SIGTERM, tidy_up)
     starts = leave_mark(trail)
     for second in range(int(seconds * 2)):
         print(f"half second {second}", flush=True)
