@@ -6,9 +6,11 @@ The public names below are imported when they are first used, so that `import fl
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as in typing, whose import would cost more than all of this file
 if TYPE_CHECKING:
+    from typing import Any
+
     from flow_core.errors import (
         APIError,
         AuthenticationError,
