@@ -218,8 +218,8 @@ def _by_value() -> Iterator[None]:
 
 def _is_project(module: object, name: str) -> bool:
     """Whether a module's code is the user's: from a file that is not installed, and not ours."""
-    if not isinstance(module, ModuleType):
-        return False  # sys.modules holds whatever was put into it
+    if not issubclass(type(module), ModuleType):
+        return False  # sys.modules holds whatever was put into it; a library of cffi's only says that it is a module
     # Not getattr: that would set off the import behind a lazy module.
     namespace = ModuleType.__getattribute__(module, "__dict__")
     file = namespace.get("__file__")
