@@ -7,6 +7,7 @@ task run's own thread, in slices of a tenth of a second; nothing else touches it
 
 from __future__ import annotations
 
+import builtins
 import logging
 import threading
 import time
@@ -20,6 +21,7 @@ from typing import Any
 from prefect.client.schemas import TaskRun
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
+from prefect.utilities.collections import visit_collection
 from prefect.utilities.hashing import hash_objects
 
 from flow_core import (
@@ -65,7 +67,6 @@ class Bodies:
         self._ended: list[str] = []
         self._flow_run_id: str | None = None
         self._again = False
-        self._clean = True
         self.stop_reason: str | None = None
 
     @property
@@ -111,10 +112,6 @@ class Bodies:
             if succeeded and task_id is not None:
                 self._ended.append(task_id)
 
-    def task_run_ended(self, completed: bool) -> None:
-        """Note how a task run ended: what the bodies left is kept unless all completed."""
-        self._clean = self._clean and completed
-
     def count(self) -> int:
         """Return how many bodies may be running."""
         with self._lock:
@@ -136,7 +133,7 @@ class Bodies:
         try:
             if self._again and self._flow is not None:
                 self._flow.cancel(self._left_over(self._flow))
-            if succeeded and self._clean and self._flow is not None and self._ended:
+            if succeeded and self._flow is not None and self._ended:
                 self._flow.release(self._ended)
         except FlowError:
             log.warning("could not clean up after flow run %s", self._flow_run_id, exc_info=True)
@@ -204,7 +201,12 @@ class Body:
         before = self.task
         self.task = None
         self.task = self._bodies.flow.call_async(
-            self._function, args, kwargs, replace=stand_ins(), idempotency_key=key, **self._asked()
+            self._function,
+            args,
+            kwargs,
+            replace={**stand_ins(), **_plain_errors((args, kwargs))},
+            idempotency_key=key,
+            **self._asked(),
         )
         self._bodies.started(key, self.task.task_id)
         again = "" if before is None else f", after {before.task_id}"
@@ -306,6 +308,29 @@ def _task_run() -> TaskRun:
     if context is None:
         raise RuntimeError("a task's body was called outside of Prefect's engine")
     return context.task_run
+
+
+def _plain_errors(arguments: Any) -> dict[FlowError, Exception]:
+    """Return what stands in, on a machine without flow_core, for errors that `allow_failure` lets through."""
+    found: dict[FlowError, Exception] = {}
+
+    def note(value: Any) -> Any:
+        if isinstance(value, FlowError):
+            found[value] = _plain(value)
+        return value
+
+    visit_collection(arguments, note, return_data=False)
+    return found
+
+
+def _plain(error: FlowError) -> Exception:
+    if not isinstance(error, RemoteExecutionError):
+        return RuntimeError(f"{type(error).__name__}: {error.message}")
+    kind = getattr(builtins, error.exception_type, None) if error.exception_module == "builtins" else None
+    if isinstance(kind, type) and issubclass(kind, Exception):
+        with suppress(TypeError):  # a few want more than a text
+            return kind(error.exception_message)
+    return RuntimeError(f"{error.exception_type}: {error.exception_message}")
 
 
 def _seconds(start: datetime | None, end: datetime | None) -> str:

@@ -66,10 +66,9 @@ class FlowFuture(PrefectConcurrentFuture[R]):
         return done.done() and done.exception() is error
 
     def _crashed(self, error: BaseException) -> State[R]:
+        """Return the state in which Prefect's engine left the run, without what raises instead of being raised."""
         run = self._body.task_run
         if run is not None and run.state is not None and run.state.is_final():
-            return run.state
+            return run.state.model_copy(update={"data": None})
         never = self._wrapped_future.cancelled()
-        return Crashed(
-            message="The task was cancelled before it started." if never else repr(error), data=error
-        )
+        return Crashed(message="The task was cancelled before it started." if never else repr(error))

@@ -64,7 +64,7 @@ class LogPump:
         level = logging.INFO
         if found:
             level, shown = getattr(logging, found[1]), shown[found.end() :]
-        for start in range(0, len(shown), _LONGEST):
+        for start in range(0, len(shown) or 1, _LONGEST):
             self._logger.log(level, "%s", shown[start : start + _LONGEST])
 
 
@@ -79,7 +79,7 @@ def _run_logger(*_args: object, **_kwargs: object) -> Any:
                 sys.stdout.write(f"{record.levelname} | {line}\n")
             sys.stdout.flush()
 
-    logger = logging.getLogger("prefect.task_runs")
+    logger = logging.getLogger("flow.task_run")
     if not logger.handlers:
         logger.addHandler(Lines())
         logger.setLevel(logging.DEBUG)  # the host's own level decides

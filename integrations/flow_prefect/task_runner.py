@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import ref
 
-from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture
@@ -22,9 +21,7 @@ from flow_prefect.checks import check_body
 from flow_prefect.futures import FlowFuture
 
 if TYPE_CHECKING:
-    import concurrent.futures
-
-    from prefect.client.schemas.objects import RunInput
+    from prefect.client.schemas.objects import FlowRun, RunInput
     from prefect.tasks import Task
     from typing_extensions import Self
 
@@ -59,6 +56,7 @@ class FlowTaskRunner(ThreadPoolTaskRunner[R]):
         self._task_options = task_options
         self._duplicates: list[ref[FlowTaskRunner[Any]]] = []
         self._bodies = Bodies(self._connect)
+        self._flow_run: FlowRun | None = None
 
     def _connect(self) -> Flow:
         return Flow(self._provider)
@@ -85,11 +83,10 @@ class FlowTaskRunner(ThreadPoolTaskRunner[R]):
         body = Body(self._bodies, task.fn, wanted, source=task.source_code, timeout_s=task.timeout_seconds)
         context = FlowRunContext.get()
         if context is not None and context.flow_run is not None:
+            self._flow_run = context.flow_run
             self._bodies.belongs_to(context.flow_run.id, context.flow_run.run_count)
         done = super().submit(_with_body(task, body), parameters, wait_for, dependencies)
-        future: FlowFuture[Any] = FlowFuture(done.task_run_id, done.wrapped_future, body)
-        done.wrapped_future.add_done_callback(self._note_end)
-        return future
+        return FlowFuture(done.task_run_id, done.wrapped_future, body)
 
     def cancel_all(self) -> None:
         """Stop everything that this runner, or a duplicate of it, has running. Idempotent."""
@@ -104,16 +101,17 @@ class FlowTaskRunner(ThreadPoolTaskRunner[R]):
 
     def __enter__(self) -> Self:
         self._bodies = Bodies(self._connect)
+        self._flow_run = None
         return super().__enter__()
 
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:  # noqa: PYI036 - as in Prefect
-        succeeded = exc_type is None
-        if succeeded or issubclass(exc_type, Pause):  # a suspended flow comes back for what it has running
+        failure = _failure(exc_type, self._flow_run)
+        if failure is None:
             self._wait_for_bodies()
         else:
-            self._bodies.stop(f"the flow ended with {exc_type.__name__}")
+            self._bodies.stop(f"the flow {failure}")
         super().__exit__(exc_type, exc_value, traceback)  # waits for the threads
-        self._bodies.close(succeeded=succeeded)
+        self._bodies.close(succeeded=failure is None and exc_type is None)
 
     def _wait_for_bodies(self) -> None:
         """Let what runs come to its end, as Prefect's thread pool does; what is still queued there does not start."""
@@ -122,10 +120,6 @@ class FlowTaskRunner(ThreadPoolTaskRunner[R]):
             self.logger.info("Waiting for %d GPU task%s to end", count, "" if count == 1 else "s")
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
-
-    def _note_end(self, done: concurrent.futures.Future[Any]) -> None:
-        state = None if done.cancelled() or done.exception() else done.result()
-        self._bodies.task_run_ended(isinstance(state, State) and state.is_completed())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, FlowTaskRunner):
@@ -141,6 +135,19 @@ class FlowTaskRunner(ThreadPoolTaskRunner[R]):
     def __reduce__(self) -> tuple[Any, ...]:
         """A flow that is sent to another process takes the settings along and nothing that runs here."""
         return functools.partial(type(self), **self._settings()), ()
+
+
+def _failure(exc_type: type[BaseException] | None, flow_run: FlowRun | None) -> str | None:
+    """Say how a flow failed, None when it did not: it succeeded, or is suspended and comes back for what it runs.
+
+    Prefect's engine keeps an ordinary exception to itself and only sets the state of the flow run.
+    """
+    if exc_type is not None:
+        return None if issubclass(exc_type, Pause) else f"ended with {exc_type.__name__}"
+    state = None if flow_run is None else flow_run.state
+    if state is None or state.name == "Running" or state.is_completed() or state.is_paused():
+        return None
+    return f"ended in state {state.name}"
 
 
 def _with_body(task: Task[Any, Any], body: Body) -> Task[Any, Any]:
