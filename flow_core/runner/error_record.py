@@ -74,8 +74,10 @@ class _Recorder:
 
     def _traceback(self, error: BaseException) -> str:
         try:
-            traceback = stdlib.standard("traceback")
-            lines = traceback.format_exception(type(error), error, self._users_part(error.__traceback__))
+            with stdlib.Unshadowed():
+                import traceback
+
+                lines = traceback.format_exception(type(error), error, self._users_part(error.__traceback__))
             return "".join(lines)
         except Exception as trouble:  # noqa: BLE001 - an exception that cannot be shown is still an exception
             why = f"(no traceback: reading it raised {type(trouble).__name__})"

@@ -172,9 +172,11 @@ def _publish(draft: str, path: str, ok: bool) -> None:
         except FileExistsError:
             with open(path, "rb") as file:
                 replaces = not ok and from_json(file.readline()[:-1])["ok"]
-            if not replaces:
-                os.unlink(draft)
-                return
+        else:
+            replaces = False
+        if not replaces:
+            os.unlink(draft)
+            return
     os.replace(draft, path)
 
 

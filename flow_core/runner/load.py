@@ -161,11 +161,13 @@ def _suggest(wanted: str, names: list[str], title: str) -> str:
 
 def _signature_refusing(function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> str | None:
     """Return the signature when the arguments do not fit it."""
-    inspect = stdlib.standard("inspect")
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return None  # a function in C does not always have one
+    with stdlib.Unshadowed():
+        import inspect
+
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):
+            return None  # a function in C does not always have one
     try:
         signature.bind(*args, **kwargs)
     except TypeError:

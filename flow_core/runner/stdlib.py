@@ -23,25 +23,26 @@ def put_first(folders: list[str]) -> None:
     sys.path[:0] = folders
 
 
+class Unshadowed:
+    """While this lasts, the user's folders are off the path and their modules out of sight."""
+
+    def __enter__(self) -> None:
+        self.path = list(sys.path)
+        self.hidden = {key: module for key, module in list(sys.modules.items()) if _is_users(module)}
+        sys.path[:] = _path
+        for key in self.hidden:
+            del sys.modules[key]
+
+    def __exit__(self, *_: object) -> None:
+        sys.path[:] = self.path
+        sys.modules.update(self.hidden)
+
+
 def standard(name: str) -> Any:
-    """Return the standard module `name`."""
-    if not _user_folders:
-        return _imported(name)
-    path = list(sys.path)
-    hidden = {key: module for key, module in list(sys.modules.items()) if _is_users(module)}
-    sys.path[:] = _path
-    for key in hidden:
-        del sys.modules[key]
-    try:
-        return _imported(name)
-    finally:
-        sys.path[:] = path
-        sys.modules.update(hidden)
-
-
-def _imported(name: str) -> Any:
-    __import__(name)
-    return sys.modules[name]
+    """Return the standard module `name`. What it imports later, when it is used, may need `Unshadowed` again."""
+    with Unshadowed():
+        __import__(name)
+        return sys.modules[name]
 
 
 def _is_users(module: object) -> bool:

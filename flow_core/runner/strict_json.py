@@ -99,6 +99,8 @@ def _check(value: Any, name: str, limit_bytes: int, trusted: frozenset[type]) ->
     if flaw is None:
         return
     path, text = flaw
+    if len(path) > 300:
+        path = f"{path[:100]}…{path[-100:]}"
     if text:
         raise NotSerializable(f"{name}{path} {text}")
     raise TooLarge(f"{name} takes more than {limit_bytes:,} bytes as JSON, which is the most that can travel")
