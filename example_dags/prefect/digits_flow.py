@@ -17,13 +17,13 @@ from prefect import flow, task
 
 from flow_prefect import FlowTaskRunner, flow_options
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import digits
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from example_dags import digits  # wherever this file is started from
 
 sweep_settings = task(digits.sweep_settings)
-evaluate = task(digits.evaluate, retries=1, timeout_seconds=600)
+evaluate = task(retries=1, timeout_seconds=600)(digits.evaluate)
 pick_best = task(digits.pick_best)
-refit = task(digits.refit, retries=1, timeout_seconds=600)
+refit = task(retries=1, timeout_seconds=600)(digits.refit)
 
 Values = dict[str, Any]
 
@@ -33,10 +33,10 @@ def digits_flow(picture: str = str(Path(tempfile.gettempdir()) / "digits-prefect
     """Try nine settings as far as there are GPUs at once; return the results and the report of the best."""
     with flow_options(gpu="cpu"):
         settings = sweep_settings.submit()
-    results = evaluate.map(settings)  # type: ignore[arg-type]  # a future of a list maps over the list
+    results: Any = evaluate.map(settings)
     with flow_options(gpu="cpu"):
-        best = pick_best.submit(results)  # type: ignore[arg-type]  # and a list of futures is their values
-    report = refit.submit(best, picture)  # type: ignore[arg-type]
+        best: Any = pick_best.submit(results)
+    report = refit.submit(best, picture)
     return {"results": results.result(), "report": report.result()}
 
 

@@ -6,13 +6,13 @@ import asyncio
 import copy
 import functools
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from prefect.context import FlowRunContext
 from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flow_core import Flow
 from flow_prefect import options
@@ -25,10 +25,8 @@ if TYPE_CHECKING:
     from prefect.tasks import Task
     from typing_extensions import Self
 
-R = TypeVar("R")
 
-
-class FlowTaskRunner(ThreadPoolTaskRunner[R]):
+class FlowTaskRunner(TaskRunner[PrefectFuture[Any]]):
     """Runs the body of every submitted task of a flow on a GPU machine.
 
     Prefect's engine runs here, in a thread per task: inputs, retries, timeouts, caching, results, hooks and states are
@@ -50,11 +48,13 @@ class FlowTaskRunner(ThreadPoolTaskRunner[R]):
     def __init__(
         self, *, provider: str | None = None, max_workers: int | None = None, **task_options: Any
     ) -> None:
-        super().__init__(max_workers=max_workers)
+        super().__init__()  # type: ignore[no-untyped-call]
         options.check(task_options)
         self._provider = provider
+        self._max_workers = max_workers
         self._task_options = task_options
-        self._duplicates: list[ref[FlowTaskRunner[Any]]] = []
+        self._duplicates: list[ref[FlowTaskRunner]] = []
+        self._threads: ThreadPoolTaskRunner[Any] | None = None
         self._bodies = Bodies(self._connect)
         self._flow_run: FlowRun | None = None
 
@@ -78,6 +78,8 @@ class FlowTaskRunner(ThreadPoolTaskRunner[R]):
 
         Raises ValidationError for a body that cannot run on a machine without Prefect; then nothing has started.
         """
+        if self._threads is None:
+            raise RuntimeError("Task runner is not started")
         check_body(task)
         wanted = options.wanted(self._task_options, task.fn)
         body = Body(self._bodies, task.fn, wanted, source=task.source_code, timeout_s=task.timeout_seconds)
@@ -85,7 +87,7 @@ class FlowTaskRunner(ThreadPoolTaskRunner[R]):
         if context is not None and context.flow_run is not None:
             self._flow_run = context.flow_run
             self._bodies.belongs_to(context.flow_run.id, context.flow_run.run_count)
-        done = super().submit(_with_body(task, body), parameters, wait_for, dependencies)
+        done = self._threads.submit(_with_body(task, body), parameters, wait_for, dependencies)
         return FlowFuture(done.task_run_id, done.wrapped_future, body)
 
     def cancel_all(self) -> None:
@@ -93,33 +95,32 @@ class FlowTaskRunner(ThreadPoolTaskRunner[R]):
         for runner in (self, *(known() for known in self._duplicates)):
             if runner is not None:
                 runner.stop_bodies("all tasks of the flow were cancelled")
-        super().cancel_all()
+        if self._threads is not None:
+            self._threads.cancel_all()
 
     def stop_bodies(self, reason: str) -> None:
         """Stop what this very runner has running. After return none of it will go on, and no more will start."""
         self._bodies.stop(reason)
 
     def __enter__(self) -> Self:
+        super().__enter__()
         self._bodies = Bodies(self._connect)
         self._flow_run = None
-        return super().__enter__()
+        self._threads = ThreadPoolTaskRunner(self._max_workers).__enter__()
+        return self
 
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:  # noqa: PYI036 - as in Prefect
         failure = _failure(exc_type, self._flow_run)
-        if failure is None:
-            self._wait_for_bodies()
-        else:
-            self._bodies.stop(f"the flow {failure}")
-        super().__exit__(exc_type, exc_value, traceback)  # waits for the threads
-        self._bodies.close(succeeded=failure is None and exc_type is None)
-
-    def _wait_for_bodies(self) -> None:
-        """Let what runs come to its end, as Prefect's thread pool does; what is still queued there does not start."""
         count = self._bodies.count()
-        if count:
+        if failure is not None:
+            self._bodies.stop(f"the flow {failure}")
+        elif count:
             self.logger.info("Waiting for %d GPU task%s to end", count, "" if count == 1 else "s")
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
+        if self._threads is not None:
+            self._threads.__exit__(exc_type, exc_value, traceback)
+            self._threads = None
+        self._bodies.close(succeeded=failure is None and exc_type is None)
+        super().__exit__(exc_type, exc_value, traceback)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, FlowTaskRunner):
@@ -140,14 +141,15 @@ class FlowTaskRunner(ThreadPoolTaskRunner[R]):
 def _failure(exc_type: type[BaseException] | None, flow_run: FlowRun | None) -> str | None:
     """Say how a flow failed, None when it did not: it succeeded, or is suspended and comes back for what it runs.
 
-    Prefect's engine keeps an ordinary exception to itself and only sets the state of the flow run.
+    Prefect's engine keeps an ordinary exception to itself and only sets the state of the flow run: a final one, or
+    Running for the next try. (After a success the final state is set too before the runner is left.)
     """
     if exc_type is not None:
         return None if issubclass(exc_type, Pause) else f"ended with {exc_type.__name__}"
     state = None if flow_run is None else flow_run.state
-    if state is None or state.name == "Running" or state.is_completed() or state.is_paused():
+    if state is None or state.is_completed() or state.is_paused():
         return None
-    return f"ended in state {state.name}"
+    return "is tried again" if state.is_running() else f"ended in state {state.name}"
 
 
 def _with_body(task: Task[Any, Any], body: Body) -> Task[Any, Any]:

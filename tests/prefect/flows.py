@@ -76,7 +76,9 @@ def main(name: str, parameters: dict[str, Any]) -> None:
     chosen = FLOWS[name]
     with get_client(sync_client=True) as client:
         again = parameters.pop("run", None)
-        flow_run = client.read_flow_run(again) if again else client.create_flow_run(chosen, parameters=parameters)
+        flow_run = (
+            client.read_flow_run(again) if again else client.create_flow_run(chosen, parameters=parameters)
+        )
     print(f"flow run {flow_run.id}", flush=True)
     execute: Callable[..., Any] = run_flow
     result = execute(chosen, flow_run=flow_run, parameters=parameters)

@@ -14,8 +14,8 @@ from prefect import allow_failure, flow, get_run_logger, task, unmapped
 from prefect.cache_policies import INPUTS
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterTaskRunId
+from prefect.client.schemas.objects import State
 from prefect.futures import as_completed, wait
-from prefect.states import State
 
 from flow_core import Flow, TaskStatus
 from flow_prefect import FlowFuture, FlowTaskRunner, flow_options
@@ -50,7 +50,8 @@ def double(x: int, mark: str = "") -> int:
 
 @task
 def total(values: Any) -> int:
-    return sum(values["numbers"]) + values["extra"][0]
+    numbers: list[int] = [*values["numbers"], *values["extra"]]
+    return sum(numbers)
 
 
 def test_a_body_runs_on_the_machine_which_has_no_prefect(machine: Machine) -> None:
@@ -88,7 +89,7 @@ def test_a_task_waits_for_those_it_is_told_to_wait_for(machine: Machine) -> None
     @flow(task_runner=FlowTaskRunner())
     def ordered() -> None:
         first = step.submit("first", 0.4)
-        step.submit("second", 0, wait_for=[first]).wait()
+        step.submit("second", 0.0, wait_for=[first], return_state=False).wait()
 
     ordered()
     assert Path(mark).read_text().split() == ["first", "second"]
@@ -124,8 +125,9 @@ def test_an_async_flow_runs_async_and_plain_bodies(machine: Machine) -> None:
 
     @flow(task_runner=FlowTaskRunner())
     async def asynchronous() -> int:
-        plain = double.submit(4)
-        return slowly.submit(plain).result()  # type: ignore[arg-type]
+        plain: Any = double.submit(4)
+        value: Any = slowly.submit(plain).result()
+        return int(value)
 
     assert asyncio.run(asynchronous()) == 9
 

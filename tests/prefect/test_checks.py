@@ -140,5 +140,5 @@ def test_a_generator_is_refused() -> None:
     def numbers() -> Iterator[int]:
         yield 1
 
-    with pytest.raises(ValidationError, match="generator.*\n.*Return a list"):
+    with pytest.raises(ValidationError, match=r"generator.*\n.*Return a list"):
         check_body(numbers)

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from prefect import flow, task
+from prefect.client.schemas.objects import State
 from prefect.exceptions import CrashedRun
-from prefect.states import State
 
 from flow_core import RemoteExecutionError, SerializationError, WorkerDiedError
 from flow_prefect import FlowTaskRunner

@@ -34,7 +34,10 @@ def test_the_function_wins_over_the_runner_and_variables_are_merged() -> None:
 
 
 def test_the_block_wins_over_the_function_and_the_inner_block_over_the_outer() -> None:
-    with flow_options(gpu="a100", max_price_per_hour=1.0), flow_options(min_gpu_memory_gb=40, env={"A": "block"}):
+    with (
+        flow_options(gpu="a100", max_price_per_hour=1.0),
+        flow_options(min_gpu_memory_gb=40, env={"A": "block"}),
+    ):
         inner = wanted(DEFAULTS, big.fn)
     assert inner == {
         "min_gpu_memory_gb": 40,
@@ -70,7 +73,7 @@ def test_options_survive_with_options_and_may_stand_over_the_task() -> None:
 
 
 @pytest.mark.parametrize("make", [FlowTaskRunner, flow_options])
-def test_what_can_never_be_right_is_refused_at_once(make: type[FlowTaskRunner[object]] | type[flow_options]) -> None:
+def test_what_can_never_be_right_is_refused_at_once(make: type[FlowTaskRunner | flow_options]) -> None:
     with pytest.raises(ValidationError, match="a100"):
         make(gpu="nvidia-a100")
     with pytest.raises(ValidationError, match="max_price_per_hour"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cloudpickle
 import signal
 import subprocess
 import threading
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import cloudpickle
 import pytest
 from prefect import Flow as PrefectFlow
 from prefect import flow
@@ -43,15 +43,16 @@ def task_states(flow_run_id: str) -> list[str]:
         with get_client(sync_client=True) as client:
             one = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(flow_run_id)]))
             states = [run.state for run in client.read_task_runs(flow_run_filter=one)]
-        return [state.name for state in states if state is not None and state.is_final()]
+        return [str(state.name) for state in states if state is not None and state.is_final()]
 
-    return until("three final task runs", lambda: found if len(found := final()) == 3 else None)
+    until("three final task runs", lambda: len(final()) == 3)
+    return final()
 
 
 def flow_state(flow_run_id: str) -> str:
     with get_client(sync_client=True) as client:
         state = client.read_flow_run(UUID(flow_run_id)).state
-    return "" if state is None else state.name
+    return "" if state is None else str(state.name)
 
 
 @pytest.mark.parametrize("name", ["three", "three_async"])
@@ -105,7 +106,9 @@ def test_a_killed_flow_process_leaves_its_bodies_to_the_next(machine: Machine) -
     assert machine.processes() == []
 
 
-def test_the_next_process_takes_over_by_what_is_called_and_stops_what_nobody_asks_for(machine: Machine) -> None:
+def test_the_next_process_takes_over_by_what_is_called_and_stops_what_nobody_asks_for(
+    machine: Machine,
+) -> None:
     mark = machine.mark("work")
     process = machine.execute("quick_then_slow", mark=mark, seconds=60, number=2)
     flow_run_id = run_id(process)
@@ -134,13 +137,13 @@ def test_a_flow_run_that_was_stopped_starts_its_bodies_anew(machine: Machine) ->
 
 
 def test_cancel_all_on_the_flow_s_runner_reaches_the_duplicate_that_runs(machine: Machine) -> None:
-    runner: FlowTaskRunner[Any] = FlowTaskRunner()
+    runner: FlowTaskRunner = FlowTaskRunner()
 
     @flow(task_runner=runner)
     def waits() -> list[str]:
         futures = work.map([machine.mark("work")] * 2, [60.0] * 2, [1, 2])
         futures.wait()
-        return [future.state.name for future in futures]
+        return [str(future.state.name) for future in futures]
 
     def cancel() -> None:
         machine.wait_for("work", 2)
@@ -171,7 +174,7 @@ def test_a_failed_flow_that_is_retried_does_not_pay_twice(machine: Machine) -> N
 
 
 def test_runners_of_the_same_settings_are_equal_and_travel() -> None:
-    runner: FlowTaskRunner[Any] = FlowTaskRunner(gpu="a100", max_workers=3, env={"A": "1"})
+    runner: FlowTaskRunner = FlowTaskRunner(gpu="a100", max_workers=3, env={"A": "1"})
     assert runner.name == "flow"
     assert runner.duplicate() == runner
     assert runner != FlowTaskRunner(gpu="a100", max_workers=4, env={"A": "1"})
