@@ -224,6 +224,8 @@ class FlowResource(dg.ConfigurableResource[Any]):
     ) -> Call:
         """Start a task under the step's key for `name`, or the user's own. Raises dg.Failure."""
         idempotency_key = step.key(name, key)
+        if step.runs_again and step.terminating:  # a retry policy answers to Terminate as well
+            raise dg.Failure("The run is being terminated: nothing is started any more.", allow_retries=False)
 
         def half_started() -> list[str]:
             found = self.flow.find(idempotency_key)

@@ -96,16 +96,19 @@ class Step:
         return logging.getLogger(__name__) if self._op is None else self._op.log
 
     def ended_by_user(self) -> bool:
-        """Whether somebody asked Dagster to end this run: only the run's status tells that from a dying process.
+        """Whether an interrupt is the user's: only the run's status tells it from that of a dying process.
 
-        Outside of a run, and in one that no other process can ever continue, an interrupt is the user's.
+        Outside of a run, and in one that no other process can ever continue, it is always the user's.
         """
-        if self._attempt is None or self._op.instance.is_ephemeral:
-            return True
+        return self._attempt is None or self._op.instance.is_ephemeral or self.terminating
+
+    @property
+    def terminating(self) -> bool:
+        """Whether somebody has asked Dagster to end this run."""
         try:
             run = self._op.instance.get_run_by_id(self._op.run_id)
         except Exception:  # the instance may be what is going down
-            self.log.warning("Cannot read the run's status: the task is left running.", exc_info=True)
+            self.log.warning("Cannot read the run's status: taken for not terminated.", exc_info=True)
             return False
         return run is not None and run.status in ENDED_BY_USER
 

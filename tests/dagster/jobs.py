@@ -79,6 +79,16 @@ def counted_job() -> None:
     counted()
 
 
+@dg.job(executor_def=dg.in_process_executor)
+def in_process_job() -> None:
+    counted()
+
+
+@dg.job(executor_def=dg.in_process_executor)
+def once_job() -> None:
+    counted.with_retry_policy(dg.RetryPolicy(max_retries=0))()
+
+
 @dg.job
 def left_alone_job() -> None:
     left_alone()
@@ -98,7 +108,7 @@ def accuracy(context: dg.AssetExecutionContext, flow: FlowResource) -> int:
 
 defs = dg.Definitions(
     assets=[accuracy],
-    jobs=[named_job, counted_job, left_alone_job, fan_out_job],
+    jobs=[named_job, counted_job, in_process_job, once_job, left_alone_job, fan_out_job],
     resources={"flow": FlowResource(provider="local", gpu="a100")},
 )
 

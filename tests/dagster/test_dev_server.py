@@ -123,18 +123,19 @@ def test_metadata_terminate_and_re_execute_as_the_ui_does_them(
     assert (shown["flow/gpu"], shown["flow/gpu_count"], shown["flow/exit_code"]) == ("a100", 1, 0)
     assert shown["flow/duration_seconds"] > 0
 
-    waiting = server.launch("counted_job")
-    appear(folder, "call-*")
-    assert processes_under(home)
-    server.ask(TERMINATE, r=waiting)
-    assert server.wait(waiting, ENDS) == "CANCELED"
-    assert not processes_under(home)
-
-    elsewhere = server.launch("left_alone_job")
-    appear(folder, "submitted")
-    server.ask(TERMINATE, r=elsewhere)
-    assert server.wait(elsewhere, ENDS) == "CANCELED"
-    assert not processes_under(home)
+    for job, sign in (
+        ("counted_job", "call-*"),
+        ("in_process_job", "call-*"),
+        ("left_alone_job", "submitted"),
+    ):
+        for mark in folder.iterdir():
+            mark.unlink()
+        run = server.launch(job)
+        appear(folder, sign)
+        assert processes_under(home), job
+        server.ask(TERMINATE, r=run)
+        assert server.wait(run, ENDS) == "CANCELED", job
+        assert not processes_under(home), job
 
     failed = server.launch("named_job")
     assert server.wait(failed, ENDS) == "FAILURE"
@@ -145,4 +146,4 @@ def test_metadata_terminate_and_re_execute_as_the_ui_does_them(
     assert len(set(tries)) == 1, "a re-execution from failure asks for the same tasks"
 
     ends = [task.status for task in Flow().list_tasks()]
-    assert ends == [TaskStatus.CANCELLED, TaskStatus.CANCELLED, TaskStatus.COMPLETED]
+    assert ends == [TaskStatus.CANCELLED] * 3 + [TaskStatus.COMPLETED]

@@ -20,6 +20,7 @@ from tests.conftest import processes_under
 from tests.dagster import jobs
 
 JOBS = Path(jobs.__file__)
+ROOT = JOBS.parents[2]
 DAGSTER = Path(sys.executable).with_name("dagster")
 
 
@@ -145,3 +146,17 @@ def test_an_interrupted_worker_leaves_its_task_to_the_retry(
         with from_failure(instance) as result:
             assert result.output_for_node("counted") == 1
     assert_ran_once(folder, home)
+
+
+def test_an_interrupt_of_a_run_that_nobody_can_continue_cancels_its_task(folder: Path, home: Path) -> None:
+    script = "from tests.dagster import jobs; jobs.defs.resolve_job_def('once_job').execute_in_process()"
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        try:
+            until(lambda: marks(folder) or process.poll() is not None)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) != 0
+        finally:
+            process.kill()
+    [task] = Flow().list_tasks()
+    assert task.status is TaskStatus.CANCELLED
+    assert not processes_under(home)
