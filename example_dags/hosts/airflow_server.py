@@ -55,7 +55,7 @@ class AirflowServer:
 
     def stop(self) -> None:
         """Take every process away: asked politely, then not."""
-        for number, patience_s in ((signal.SIGTERM, 8.0), (signal.SIGKILL, 5.0)):
+        for number, patience_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
             for process in self.processes.values():
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, number)

@@ -29,7 +29,7 @@ print(json.dumps({"accuracies": [one["accuracy"] for one in results], "report": 
 
 def plainly(picture: Path) -> dict[str, Any]:
     """What the functions return without Dagster and without us."""
-    command = [GPU_PYTHON, "-c", PLAIN, ROOT / "example_dags", picture]
+    command = [str(GPU_PYTHON), "-c", PLAIN, str(ROOT / "example_dags"), str(picture)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     answer: dict[str, Any] = json.loads(out.splitlines()[-1])
     return answer
