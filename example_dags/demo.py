@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from example_dags.hosts.outcome import PROGRESS, Outcome
 from flow_core import Flow
@@ -83,9 +84,10 @@ def main() -> int:
         signal.signal(number, lambda *_: sys.exit(143))
     try:
         gpus = set_up(folder, pictures)
-        rows = [run(host, folder / host, pictures) for host in ([given.host] if given.host else HOSTS)]
+        with hold(folder):
+            rows = [run(host, folder / host, pictures) for host in ([given.host] if given.host else HOSTS)]
         print("\n" + table(rows) + "\n\n" + DEFINITIONS + gpus)
-        print(f"picture   {rows[-1].outcome.report['picture']}")
+        print(f"picture       {rows[-1].outcome.report['picture']}")
         check(rows)
     except DemoError as error:
         print(f"\ndemo: {error}", file=sys.stderr)
@@ -114,9 +116,20 @@ def set_up(folder: Path, pictures: Path) -> str:
     }
     found = real_gpus()
     if found:
-        return f"GPUs      {len(found)} real: {found[0]}"
+        return f"GPUs          {len(found)} real: {found[0]}"
     os.environ["FLOW_LOCAL_GPUS"] = "2"
     return 'GPUs      2 simulated: nvidia-smi finds none here, so `gpu="a100"` only takes a slot'
+
+
+def hold(folder: Path) -> IO[str]:
+    """Return a file that keeps every other demo out of the folder until it is closed. Raises DemoError."""
+    file = (folder / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise DemoError(f"another demo works in {folder}; give this one its own with --folder") from error
+    return file
 
 
 def real_gpus() -> list[str]:
@@ -178,7 +191,9 @@ def watch_script(command: Sequence[str], log: int, home: Path) -> None:
             for line in process.stdout:
                 os.write(log, line.encode())
                 if line.startswith(PROGRESS):
-                    print(f"  {time.monotonic() - begun:6.1f} s  {line[len(PROGRESS) :].rstrip()}", flush=True)
+                    print(
+                        f"  {time.monotonic() - begun:6.1f} s  {line[len(PROGRESS) :].rstrip()}", flush=True
+                    )
         code = process.wait()
     finally:
         timer.cancel()

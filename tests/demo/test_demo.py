@@ -105,6 +105,13 @@ def test_one_host_runs_and_leaves_a_table_and_a_picture(tmp_path: Path) -> None:
     assert not processes_under(tmp_path)
 
 
+def test_two_demos_do_not_share_a_folder(tmp_path: Path) -> None:
+    with demo.hold(tmp_path):
+        out = start(tmp_path).communicate(timeout=60)[0]
+    assert "another demo works in" in out
+    assert not list(tmp_path.glob("*.png"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_nothing_running(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path)
