@@ -7,7 +7,6 @@ task run's own thread, in slices of a tenth of a second; nothing else touches it
 
 from __future__ import annotations
 
-import builtins
 import logging
 import threading
 import time
@@ -21,7 +20,6 @@ from typing import Any
 from prefect.client.schemas import TaskRun
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
-from prefect.utilities.collections import visit_collection
 from prefect.utilities.hashing import hash_objects
 
 from flow_core import (
@@ -34,6 +32,7 @@ from flow_core import (
     TaskNotFoundError,
 )
 from flow_core.errors import FlowError
+from flow_prefect.arguments import plain
 from flow_prefect.logs import LogPump, stand_ins
 
 log = logging.getLogger(__name__)
@@ -183,6 +182,7 @@ class Body:
         whatever else is raised, the machine has been told to stop.
         """
         self.task_run = _task_run()
+        args, kwargs = plain(args), plain(dict(kwargs))
         deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         key = self._key = self._key or self._bodies.key(self.task_run, self._source, args, kwargs)
         succeeded = False
@@ -204,7 +204,7 @@ class Body:
             self._function,
             args,
             kwargs,
-            replace={**stand_ins(), **_plain_errors((args, kwargs))},
+            replace=stand_ins(),
             idempotency_key=key,
             **self._asked(),
         )
@@ -308,29 +308,6 @@ def _task_run() -> TaskRun:
     if context is None:
         raise RuntimeError("a task's body was called outside of Prefect's engine")
     return context.task_run
-
-
-def _plain_errors(arguments: Any) -> dict[FlowError, Exception]:
-    """Return what stands in, on a machine without flow_core, for errors that `allow_failure` lets through."""
-    found: dict[FlowError, Exception] = {}
-
-    def note(value: Any) -> Any:
-        if isinstance(value, FlowError):
-            found[value] = _plain(value)
-        return value
-
-    visit_collection(arguments, note, return_data=False)
-    return found
-
-
-def _plain(error: FlowError) -> Exception:
-    if not isinstance(error, RemoteExecutionError):
-        return RuntimeError(f"{type(error).__name__}: {error.message}")
-    kind = getattr(builtins, error.exception_type, None) if error.exception_module == "builtins" else None
-    if isinstance(kind, type) and issubclass(kind, Exception):
-        with suppress(TypeError):  # a few want more than a text
-            return kind(error.exception_message)
-    return RuntimeError(f"{error.exception_type}: {error.exception_message}")
 
 
 def _seconds(start: datetime | None, end: datetime | None) -> str:

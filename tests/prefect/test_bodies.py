@@ -117,6 +117,20 @@ def test_a_map_takes_the_futures_of_a_map(machine: Machine) -> None:
     assert chained() == [4, 8, 12]
 
 
+def test_what_a_map_gives_is_a_plain_list_for_the_next_body(machine: Machine) -> None:
+    @task
+    def sort(results: list[int], named: dict[str, list[int]]) -> tuple[str, list[int]]:
+        return type(results).__name__, sorted([*results, *named["too"]], reverse=True)
+
+    @flow(task_runner=FlowTaskRunner())
+    def collects() -> tuple[str, list[int]]:
+        results: Any = double.map([1, 2, 3])
+        found: tuple[str, list[int]] = sort.submit(results, {"too": results}).result()
+        return found
+
+    assert collects() == ("list", [6, 6, 4, 4, 2, 2])
+
+
 def test_an_async_flow_runs_async_and_plain_bodies(machine: Machine) -> None:
     @task
     async def slowly(x: int) -> int:
@@ -246,6 +260,13 @@ def test_a_flow_that_succeeded_frees_the_results_on_the_machine(machine: Machine
     succeeds()
     ended = [task.snapshot for task in Flow().list_tasks()]
     assert [(seen.status, seen.reason) for seen in ended] == [(TaskStatus.COMPLETED, "released")] * 2
+
+
+def test_a_deployment_s_flow_file_is_loaded_under_a_name_of_prefect_s_and_works(machine: Machine) -> None:
+    from prefect.flows import load_flow_from_entrypoint
+
+    loaded: Any = load_flow_from_entrypoint(f"{Path(__file__).with_name('flows.py')}:three")
+    assert loaded(machine.mark("work"), 0.0) == [10, 20, 30]
 
 
 def logged(future: FlowFuture[Any]) -> list[tuple[int, str]]:
