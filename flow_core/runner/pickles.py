@@ -124,11 +124,11 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, (list, tuple, set, frozenset)):
         for index, part in enumerate(value):
             yield f"[{index}]", part
-    elif code is not None and hasattr(value, "__globals__"):
-        yield from _function_parts(value, code)
     elif hasattr(value, "__func__") and hasattr(value, "__self__"):
         yield ".__self__", value.__self__
         yield ".__func__", value.__func__
+    elif code is not None and hasattr(value, "__globals__"):
+        yield from _function_parts(value, code)
     elif hasattr(value, "func") and hasattr(value, "keywords"):  # functools.partial
         yield ".func", value.func
         yield ".args", value.args

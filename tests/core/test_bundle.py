@@ -368,7 +368,8 @@ def test_every_python_unpacks(each: Machine, root: Path, tmp_path: Path) -> None
     put(root, "run.sh").chmod(0o755)
     (root / "link").symlink_to("run.sh")
     packed = bundle.pack(root, tmp_path / "out").path
-    script = "import sys; sys.path.insert(0, sys.argv[1])\nfrom flow_runner import unpack; unpack.extract(*sys.argv[2:])"
+    script = "import sys; sys.path.insert(0, sys.argv[1])\n"
+    script += "from flow_runner import unpack; unpack.extract(*sys.argv[2:])"
     argv = [
         each.python,
         "-I",
