@@ -53,6 +53,11 @@ def identity(pid: int) -> dict[str, Any]:
     return {"pid": pid, "start": start_time(pid), "boot": boot_id()}
 
 
+def nobody() -> dict[str, Any]:
+    """Describe an owner that is gone already: a task that it claims can only be given its record."""
+    return {"pid": 0, "start": "never", "boot": boot_id()}
+
+
 def state(claim: dict[str, Any]) -> str:
     """Tell what became of the process that `identity` described: "alive", "gone" or "reboot"."""
     if claim.get("boot") != boot_id():

@@ -100,16 +100,17 @@ def lock_alive(folder: str, *, patience_s: float = 0.0) -> int | None:
             time.sleep(0.01)
 
 
-def claim(folder: str) -> int | None:
+def claim(folder: str, owner: dict[str, Any] | None = None) -> int | None:
     """Become the one runner of this task: the descriptor of its lock, or None when another runner was first.
 
-    Starting is exactly once: of all runners that a repeated submit launched, only one gets past this.
+    Starting is exactly once: of all runners that a repeated submit launched, only one gets past this. With `owner`,
+    that is written down in place of the caller.
     """
     fd = lock_alive(folder, patience_s=0.2)
     if fd is None:
         return None
     try:
-        _overwrite(folder, "unclaimed", "claimed", proc.identity(os.getpid()))
+        _overwrite(folder, "unclaimed", "claimed", owner or proc.identity(os.getpid()))
     except FileNotFoundError:
         os.close(fd)
         return None
@@ -157,7 +158,7 @@ def ask_to_stop(folder: str) -> None:
             else:
                 bury(folder)
             return
-        lock = claim(folder)
+        lock = claim(folder, proc.nobody())  # in our own name, the next who cancels would signal this process
         if lock is not None:
             finish(folder, exit_record("cancelled", message="cancelled before it started"))
             os.close(lock)

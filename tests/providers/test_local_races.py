@@ -1,0 +1,103 @@
+"""Bad moments: two who cancel at once, forks, other PID namespaces, nested tasks, interrupted calls, broken machines."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flow_core import Flow, Task, TaskStatus
+from flow_core.errors import ProviderUnavailable
+from flow_core.ids import TaskId
+from flow_core.models import SpecFile
+from flow_core.providers.local import LocalProvider
+from flow_core.runner import proc, slots
+from flow_core.runner import task as records
+from tests.conftest import processes_under
+
+
+@pytest.fixture
+def flow(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flow:
+    work = tmp_path / "project"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    return Flow("local")
+
+
+@pytest.fixture
+def half(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> Task:
+    """A task whose submitter died before it launched a runner."""
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalProvider, "_start", lambda *_: None)
+        return flow.run("true", upload_code=False)
+
+
+def folder(home: Path, task: Task) -> Path:
+    parsed = TaskId.parse(task.task_id)
+    return home / "tasks" / parsed.digest / str(parsed.attempt)
+
+
+def claim_of(home: Path, task: Task) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder(home, task) / "claimed").read_text())
+    return record
+
+
+def until(seen: Callable[[], object], patience_s: float = 30.0) -> None:
+    deadline = time.monotonic() + patience_s
+    while not seen():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def running(flow: Flow, command: str, **fields: Any) -> Task:
+    """Start a task that prints `ready` when it is where the test wants it."""
+    task = flow.run(command, upload_code=False, **fields)
+    until(lambda: "ready" in task.logs())
+    return task
+
+
+# -- cancel
+
+
+def test_two_who_cancel_a_half_submitted_task_do_not_signal_each_other(
+    flow: Flow, half: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: signals.append(number))
+    finish = records.finish
+
+    def second_cancel_comes_first(path: str, record: dict[str, Any]) -> bool:
+        monkeypatch.setattr(records, "finish", finish)
+        flow.cancel([half.task_id])
+        return finish(path, record)
+
+    monkeypatch.setattr(records, "finish", second_cancel_comes_first)
+    try:
+        flow.cancel([half.task_id])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert signals == []
+    assert half.status is TaskStatus.CANCELLED
+
+
+def test_a_cancel_that_was_interrupted_between_claim_and_record_still_counts(
+    flow: Flow, half: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            flow.cancel([half.task_id])
+    assert half.status is TaskStatus.CANCELLED
