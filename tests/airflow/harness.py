@@ -84,7 +84,7 @@ class Airflow:
                 self.keeper.wait(60)
 
     def control(self, verb: str, component: str) -> None:
-        """`kill`, `start`, `freeze` or `thaw` one of Airflow's processes."""
+        """`kill`, `stop` or `start` one of Airflow's processes."""
         assert self.keeper is not None
         assert self.keeper.stdin is not None
         assert self.keeper.stdout is not None

@@ -2,8 +2,8 @@
 
     python keeper.py HOME airflow-program name…
 
-That happens also when pytest is killed, since the pipe then closes by itself. Reads lines `kill NAME`, `start NAME`,
-`freeze NAME` and `thaw NAME`; answers each with a line `done`. Standard library only.
+That happens also when pytest is killed, since the pipe then closes by itself. Reads lines `kill NAME`, `stop NAME` and
+`start NAME`; answers each with a line `done`. Standard library only.
 """
 
 from __future__ import annotations
@@ -37,10 +37,17 @@ class Keeper:
         self.signal(name, signal.SIGKILL)
         self.running.pop(name).wait()
 
+    def stop(self, name: str) -> None:
+        """Ask the process to end, as a deployment does."""
+        self.running[name].terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.running[name].wait(20)
+        self.kill(name)
+
     def stop_all(self) -> None:
         for name in self.running:
             self.signal(name, signal.SIGTERM)
-        deadline = time.monotonic() + 8
+        deadline = time.monotonic() + 3
         while time.monotonic() < deadline and any(one.poll() is None for one in self.running.values()):
             time.sleep(0.1)
         for name in list(self.running):
@@ -68,12 +75,7 @@ def main() -> None:
             keeper.start(name)
         for line in sys.stdin:
             verb, name = line.split()
-            if verb == "freeze":
-                keeper.signal(name, signal.SIGSTOP)
-            elif verb == "thaw":
-                keeper.signal(name, signal.SIGCONT)
-            else:
-                getattr(keeper, verb)(name)
+            {"kill": keeper.kill, "stop": keeper.stop, "start": keeper.start}[verb](name)
             print("done", flush=True)
     finally:
         keeper.stop_all()

@@ -80,7 +80,9 @@ def test_a_retry_after_the_worker_died_adopts_the_running_work(airflow: Airflow,
     assert "half second 0" in task.lines(2)
 
 
-def test_a_clear_after_success_runs_the_work_again(airflow: Airflow, trail: Path) -> None:
+def test_a_clear_after_success_runs_the_work_again_in_a_run_that_had_ended(
+    airflow: Airflow, trail: Path
+) -> None:
     task = long(airflow, "long", trail, 1)
     for count in (1, 2, 3):
         assert task.run.ended() == "success", task.log()
@@ -88,6 +90,20 @@ def test_a_clear_after_success_runs_the_work_again(airflow: Airflow, trail: Path
         if count < 3:
             task.run.clear("work")
             until("the run goes on", lambda: task.run.state() not in ("success", "failed"))
+
+
+def test_a_clear_after_success_runs_the_work_again_while_the_run_goes_on(
+    airflow: Airflow, trail: Path
+) -> None:
+    task = long(airflow, "long_beside", trail, 1)
+    for count in (1, 2):
+        started(trail, count)
+        task.reaches("success")
+        assert task.xcom()["starts"] == count
+        task.run.clear("work")
+    started(trail, 3)
+    assert task.run.state() == "running"
+    task.run.task("keeps_the_run_going").mark("failed")
 
 
 @pytest.mark.parametrize("dag_id", ["limited", "limited_deferred"])
@@ -99,11 +115,12 @@ def test_the_execution_timeout_ends_the_work(airflow: Airflow, trail: Path, dag_
     assert "AirflowTaskTimeout" in task.log()
 
 
-def test_a_deferred_task_survives_the_death_of_the_triggerer(airflow: Airflow, trail: Path) -> None:
+@pytest.mark.parametrize("end", ["kill", "stop"])
+def test_a_deferred_task_survives_a_restart_of_the_triggerer(airflow: Airflow, trail: Path, end: str) -> None:
     task = long(airflow, "long_deferred", trail, 20)
     pid = started(trail)
     task.reaches("deferred")
-    airflow.control("kill", "triggerer")
+    airflow.control(end, "triggerer")
     airflow.control("start", "triggerer")
     assert task.ended(150) == "success", task.log()
     assert task.info["try_number"] == 1
