@@ -149,7 +149,7 @@ class LocalProvider(Provider):
             ) from error
         finally:
             if ticket is not None:
-                os.close(ticket)
+                slots.hand_over(ticket)
 
     # -- looking
 

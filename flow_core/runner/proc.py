@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
@@ -99,6 +100,14 @@ def kill_members(folder: str, *, settle_s: float = 0.3, limit_s: float = 10.0) -
         if quiet_since is not None and now - quiet_since >= settle_s:
             return
         time.sleep(0.02)
+
+
+def unlock(fd: int) -> None:
+    """Give a file's lock back and close it. Closing alone leaves it to the copies that a fork has made meanwhile."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    finally:
+        os.close(fd)
 
 
 def children() -> list[int]:

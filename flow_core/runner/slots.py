@@ -12,13 +12,29 @@ import os
 import time
 from typing import Callable
 
+from . import proc
+
 _TURN = ".turn"
+
+#: Tickets of submits that are under way in this process. Unlike every other lock they cannot be given back here: the
+#: runner has them too by then. A child that a host's other thread forks meanwhile drops its copies at once.
+_under_way: set[int] = set()
+
+
+def _drop_copies() -> None:
+    for ticket in _under_way:
+        os.close(ticket)
+    _under_way.clear()
+
+
+os.register_at_fork(after_in_child=_drop_copies)
 
 
 def take_ticket(queue: str, label: str) -> tuple[str, int]:
     """Join the end of the queue: return (ticket name, descriptor that holds its lock and may be inherited).
 
-    The ticket appears under its name only once it is locked, so no one can mistake it for a dead one.
+    The ticket appears under its name only once it is locked, so no one can mistake it for a dead one. The caller lets
+    go of it with `hand_over`.
     """
     os.makedirs(queue, mode=0o700, exist_ok=True)
     turn = os.open(os.path.join(queue, _TURN), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -28,11 +44,22 @@ def take_ticket(queue: str, label: str) -> tuple[str, int]:
         name = f"{last + 1:012d}.{label}"
         draft = os.path.join(queue, f".new-{os.getpid()}-{name}")
         ticket = os.open(draft, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(ticket, fcntl.LOCK_EX)
-        os.rename(draft, os.path.join(queue, name))
+        _under_way.add(ticket)
+        try:
+            fcntl.flock(ticket, fcntl.LOCK_EX)
+            os.rename(draft, os.path.join(queue, name))
+        except BaseException:
+            hand_over(ticket)
+            raise
         return name, ticket
     finally:
-        os.close(turn)
+        proc.unlock(turn)
+
+
+def hand_over(ticket: int) -> None:
+    """Close a ticket that was taken in this process; whoever inherited it has the place now."""
+    _under_way.discard(ticket)
+    os.close(ticket)
 
 
 def _tickets(queue: str) -> list[str]:
@@ -45,8 +72,7 @@ def leave(queue: str, name: str, ticket: int) -> None:
         os.unlink(os.path.join(queue, name))
     except FileNotFoundError:
         pass
-    fcntl.flock(ticket, fcntl.LOCK_UN)
-    os.close(ticket)
+    proc.unlock(ticket)
 
 
 def wait_for_turn(queue: str, name: str) -> None:
@@ -118,5 +144,5 @@ def busy(folder: str, devices: list[str]) -> list[str]:
         except BlockingIOError:
             taken.append(device)
         finally:
-            os.close(lock)
+            proc.unlock(lock)
     return taken

@@ -82,7 +82,7 @@ def _overwrite(folder: str, reserved: str, name: str, value: dict[str, Any]) -> 
         os.fsync(fd)
         os.rename(path, os.path.join(folder, name))
     finally:
-        os.close(fd)
+        proc.unlock(fd)
 
 
 def lock_alive(folder: str, *, patience_s: float = 0.0) -> int | None:
@@ -112,6 +112,7 @@ def claim(folder: str, owner: dict[str, Any] | None = None) -> int | None:
     try:
         _overwrite(folder, "unclaimed", "claimed", owner or proc.identity(os.getpid()))
     except FileNotFoundError:
+        fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
         return None
     return fd
@@ -160,8 +161,10 @@ def ask_to_stop(folder: str) -> None:
             return
         lock = claim(folder, proc.nobody())  # in our own name, the next who cancels would signal this process
         if lock is not None:
-            finish(folder, exit_record("cancelled", message="cancelled before it started"))
-            os.close(lock)
+            try:
+                finish(folder, exit_record("cancelled", message="cancelled before it started"))
+            finally:
+                proc.unlock(lock)
             return
         time.sleep(0.02)
 

@@ -101,3 +101,71 @@ def test_a_cancel_that_was_interrupted_between_claim_and_record_still_counts(
         with pytest.raises(KeyboardInterrupt):
             flow.cancel([half.task_id])
     assert half.status is TaskStatus.CANCELLED
+
+
+# -- forks of the submitting process
+
+
+@pytest.fixture
+def fork() -> Iterator[Callable[[], None]]:
+    """Fork this process, as a host's multiprocessing may do at any moment in another thread; the child stays."""
+    children: list[int] = []
+
+    def forked() -> None:
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+        children.append(pid)
+
+    yield forked
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def is_free(path: Path) -> bool:
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def forking(action: Callable[..., Any], fork: Callable[[], None]) -> Callable[..., Any]:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        answer = action(*args, **kwargs)
+        fork()
+        return answer
+
+    return wrapped
+
+
+def test_a_fork_while_a_ticket_is_taken_keeps_neither_the_turn_nor_the_ticket(
+    tmp_path: Path, fork: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", forking(os.rename, fork))
+        name, ticket = slots.take_ticket(str(tmp_path), "label")
+    assert is_free(tmp_path / ".turn"), "or nobody could submit while the child lives"
+    slots.hand_over(ticket)
+    assert is_free(tmp_path / name), "or the queue would stand still while the child lives"
+
+
+def test_a_fork_while_gpus_are_counted_keeps_none(
+    tmp_path: Path, fork: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "0").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", forking(fcntl.flock, fork))
+        assert slots.busy(str(tmp_path), ["0"]) == []
+    assert is_free(tmp_path / "0")
+
+
+def test_a_fork_while_a_task_is_cancelled_does_not_keep_its_lock(
+    flow: Flow, home: Path, half: Task, fork: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "finish", forking(records.finish, fork))
+        half.cancel()
+    assert is_free(folder(home, half) / "alive"), "or the next attempt would wait while the child lives"
