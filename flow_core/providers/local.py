@@ -128,10 +128,12 @@ class LocalProvider(Provider):
         runner = Path(job["call"]).parent.parent
         argv = [sys.executable, "-I", "-S", str(runner), str(folder)]
         ticket: int | None = None
-        if job["gpu"] is not None:
-            name, ticket = slots.take_ticket(str(self.queue), task_id)
-            argv += [name, str(ticket)]
         try:
+            if not os.access(sys.executable, os.X_OK):  # the shell below would not tell
+                raise FileNotFoundError(f"there is no Python at {sys.executable!r} any more")
+            if job["gpu"] is not None:
+                name, ticket = slots.take_ticket(str(self.queue), task_id)
+                argv += [name, str(ticket)]
             # The shell leaves the runner to the system at once: it is nobody's child here and cannot become a zombie.
             subprocess.run(
                 ["/bin/sh", "-c", '"$@" 2>>"$0" &', str(folder / "runner.log"), *argv],

@@ -33,6 +33,10 @@ from . import proc
 RESERVE_BYTES = 16384
 _CLAIM_BYTES = 512
 
+#: How long after its submission a task may be without a runner, which takes a tenth of a second to start (seconds).
+#: Later the runner has died before it could say so (a reboot, no memory), and nobody would ever tell.
+UNCLAIMED_S = 120.0
+
 
 def reserve(folder: str) -> None:
     """Set aside the blocks that the claim and the exit record will need. Raises OSError when there is no room."""
@@ -159,14 +163,20 @@ def ask_to_stop(folder: str) -> None:
             else:
                 bury(folder)
             return
-        lock = claim(folder, proc.nobody())  # in our own name, the next who cancels would signal this process
-        if lock is not None:
-            try:
-                finish(folder, exit_record("cancelled", message="cancelled before it started"))
-            finally:
-                proc.unlock(lock)
+        if _close(folder, exit_record("cancelled", message="cancelled before it started")):
             return
         time.sleep(0.02)
+
+
+def _close(folder: str, record: dict[str, Any]) -> bool:
+    """End a task that no runner has claimed. Return False when one has, or is about to."""
+    lock = claim(folder, proc.nobody())  # in our own name, the next who cancels would signal this process
+    if lock is None:
+        return False
+    try:
+        return finish(folder, record)
+    finally:
+        proc.unlock(lock)
 
 
 def _signal(owner: dict[str, Any], number: int) -> None:
@@ -224,6 +234,15 @@ def _remove_containers(folder: str) -> None:
             Container(job, index).remove()
 
 
+def _close_unclaimed(folder: str) -> None:
+    asked = os.path.exists(os.path.join(folder, "cancel"))
+    message = f"no runner took the task within {UNCLAIMED_S:g} s of its submission"
+    try:
+        _close(folder, exit_record("cancelled" if asked else "runner-died", message=message))
+    except FileNotFoundError:  # swept at this moment
+        return
+
+
 def probe(folder: str) -> dict[str, Any] | None:
     """Gather all that a snapshot is made of; None when there is no such task. A dead runner's task is buried first."""
     spec = read_json(folder, "spec.json")
@@ -232,6 +251,8 @@ def probe(folder: str) -> dict[str, Any] | None:
     owner = read_json(folder, "claimed")
     if owner is not None and read_json(folder, "exit.json") is None and proc.state(owner) != "alive":
         bury(folder)
+    if owner is None and time.time() - spec.get("submitted_at", 0.0) > UNCLAIMED_S:
+        _close_unclaimed(folder)
     return {
         "spec": spec,
         "claimed": owner is not None or os.path.exists(os.path.join(folder, "claimed")),

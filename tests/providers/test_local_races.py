@@ -149,7 +149,7 @@ def test_a_fork_while_a_ticket_is_taken_keeps_neither_the_turn_nor_the_ticket(
         name, ticket = slots.take_ticket(str(tmp_path), "label")
     assert is_free(tmp_path / ".turn"), "or nobody could submit while the child lives"
     slots.hand_over(ticket)
-    assert is_free(tmp_path / name), "or the queue would stand still while the child lives"
+    until(lambda: is_free(tmp_path / name))  # the child drops its copy, or the queue would stand still while it lives
 
 
 def test_a_fork_while_gpus_are_counted_keeps_none(
@@ -169,3 +169,33 @@ def test_a_fork_while_a_task_is_cancelled_does_not_keep_its_lock(
         patch.setattr(records, "finish", forking(records.finish, fork))
         half.cancel()
     assert is_free(folder(home, half) / "alive"), "or the next attempt would wait while the child lives"
+
+
+# -- submits that cannot be finished
+
+
+def test_an_interpreter_that_is_gone_is_told_by_submit(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(ProviderUnavailable, match="/nowhere/python"):
+        flow.run("true", upload_code=False)
+
+
+def test_a_queue_that_cannot_be_written_is_told_by_submit(flow: Flow, home: Path) -> None:
+    home.mkdir()
+    (home / "queue").write_text("no folder")
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(ProviderUnavailable, match="could not be started"):
+        flow.run("true", gpu="a100", upload_code=False)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_a_task_that_no_runner_takes_ends_and_is_not_started_later(flow: Flow, home: Path, half: Task) -> None:
+    assert half.status is TaskStatus.PENDING
+    spec = folder(home, half) / "spec.json"
+    old = json.loads(spec.read_text())
+    spec.write_text(json.dumps({**old, "submitted_at": old["submitted_at"] - records.UNCLAIMED_S - 1}))
+    half.refresh()
+    assert (half.status, half.snapshot.reason) == (TaskStatus.FAILED, "runner-died")
+    LocalProvider._start(flow.provider, folder(home, half), half.task_id)  # type: ignore[arg-type]
+    assert half.logs() == ""
+    assert records.claim(str(folder(home, half))) is None
