@@ -160,14 +160,15 @@ class Runner:
                 pass
 
     def reap(self) -> bool:
-        """Collect ended children. Return whether any child is left."""
+        """Collect ended children. Return whether any child is left that is ours."""
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return False
             if pid == 0:
-                return True
+                left = proc.children()
+                return not left or any(not proc.of_another_task(child, self.folder) for child in left)
             self.peak_kb = max(self.peak_kb, usage.ru_maxrss // (1024 if sys.platform == "darwin" else 1))
             for rank in self.ranks:
                 if rank.pid == pid:
@@ -185,7 +186,8 @@ class Runner:
             for rank in self.ranks:
                 rank.kill(signal.SIGKILL)
             for pid in proc.children():
-                _kill(pid)
+                if not proc.of_another_task(pid, self.folder):
+                    _kill(pid)
             time.sleep(0.01)
         for rank in self.ranks:
             rank.clean_up()

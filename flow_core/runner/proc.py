@@ -102,6 +102,18 @@ def kill_members(folder: str, *, settle_s: float = 0.3, limit_s: float = 10.0) -
         time.sleep(0.02)
 
 
+def of_another_task(pid: int, folder: str) -> bool:
+    """Whether a process belongs to a task that a process of the task of `folder` has submitted."""
+    start = f"{MARKER}=".encode()
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            marks = [item[len(start) :] for item in file.read().split(b"\0") if item.startswith(start)]
+    except OSError:
+        return False
+    own = folder.encode("utf-8", "surrogateescape")
+    return any(mark != own and os.path.exists(os.path.join(mark, b"job.json")) for mark in marks)
+
+
 def unlock(fd: int) -> None:
     """Give a file's lock back and close it. Closing alone leaves it to the copies that a fork has made meanwhile."""
     try:

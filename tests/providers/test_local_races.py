@@ -199,3 +199,60 @@ def test_a_task_that_no_runner_takes_ends_and_is_not_started_later(flow: Flow, h
     LocalProvider._start(flow.provider, folder(home, half), half.task_id)  # type: ignore[arg-type]
     assert half.logs() == ""
     assert records.claim(str(folder(home, half))) is None
+
+
+# -- who belongs to whom
+
+
+def test_a_task_outlives_the_task_that_submitted_it(flow: Flow, home: Path) -> None:
+    code = "from flow_core import run; print(run('sleep 1.5; echo done', upload_code=False).task_id)"
+    names = ("FLOW_LOCAL_HOME", "FLOW_CONFIG")
+    outer = flow.run(
+        [sys.executable, "-c", code],
+        env={**{name: os.environ[name] for name in names}, "PYTHONPATH": str(Path(__file__).parents[2])},
+        upload_code=False,
+    )
+    outer.wait(30)
+    assert outer.status is TaskStatus.COMPLETED
+    inner = flow.get_task(outer.logs().strip())
+    assert inner.status is not TaskStatus.FAILED
+    assert outer.completed_at is not None and inner.created_at is not None
+    inner.wait(30)
+    assert (inner.status, inner.logs()) == (TaskStatus.COMPLETED, "done\n")
+    assert inner.completed_at is not None and outer.completed_at < inner.completed_at
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="a PID namespace takes root")
+def test_a_look_from_another_pid_namespace_does_not_bury_a_living_task(flow: Flow, home: Path) -> None:
+    def look() -> str:
+        code = f"from flow_core import get_task; print(get_task({task.task_id!r}).status)"
+        away = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]
+        return subprocess.run(away, capture_output=True, text=True, check=True).stdout.strip()
+
+    task = running(flow, "echo ready; sleep 100")
+    assert look() == "running"
+    for pid in sorted(processes_under(home), key=lambda pid: pid == claim_of(home, task)["pid"]):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: is_free(folder(home, task) / "alive"))
+    assert look() == "failed"
+
+
+def test_a_gpu_is_not_free_while_a_child_that_closed_all_its_files_lives(flow: Flow, home: Path) -> None:
+    code = "import subprocess; p = subprocess.Popen(['sleep', '100']); print('ready', p.pid, flush=True); p.wait()"
+    task = running(flow, f'{sys.executable} -c "{code}"; true', gpu="2xa100")
+    child = proc.identity(int(task.logs().split()[1]))
+    runner = claim_of(home, task)
+    (guard,) = (
+        pid
+        for pid in processes_under(home)
+        if pid != runner["pid"] and b"runner" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
+    os.kill(guard, signal.SIGSTOP)  # so that there is time to look
+    os.kill(runner["pid"], signal.SIGKILL)
+    until(lambda: proc.state(runner) == "gone")
+    devices = str(home.resolve() / "gpus")
+    assert proc.state(child) == "alive"
+    assert slots.busy(devices, ["0", "1"]) == ["0", "1"]
+    os.kill(guard, signal.SIGCONT)
+    until(lambda: slots.busy(devices, ["0", "1"]) == [])
+    assert proc.state(child) == "gone"
