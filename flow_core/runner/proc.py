@@ -49,18 +49,32 @@ def _start_time_by_ps(pid: int) -> str | None:
     return None if not out.strip() or out.split()[0].startswith("Z") else " ".join(out.split()[1:])
 
 
+def place() -> str:
+    """Name the set of processes that we can see: this machine's, or those of our container."""
+    try:
+        return f"{os.uname().nodename} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return os.uname().nodename
+
+
 def identity(pid: int) -> dict[str, Any]:
     """Describe a process so that another one can later tell whether it is still the same."""
-    return {"pid": pid, "start": start_time(pid), "boot": boot_id()}
+    return {"pid": pid, "start": start_time(pid), "boot": boot_id(), "place": place()}
 
 
 def nobody() -> dict[str, Any]:
     """Describe an owner that is gone already: a task that it claims can only be given its record."""
-    return {"pid": 0, "start": "never", "boot": boot_id()}
+    return {"pid": 0, "start": "never", "boot": boot_id(), "place": place()}
 
 
 def state(claim: dict[str, Any]) -> str:
-    """Tell what became of the process that `identity` described: "alive", "gone" or "reboot"."""
+    """Tell what became of the process that `identity` described: "alive", "gone", "reboot", or "elsewhere".
+
+    The last one says that it cannot be told from here: the home is shared with another container or machine.
+    """
+    here = place()
+    if claim.get("place", here) != here:
+        return "elsewhere"
     if claim.get("boot") != boot_id():
         return "reboot"
     return "alive" if start_time(int(claim["pid"])) == claim.get("start") else "gone"

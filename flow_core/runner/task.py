@@ -197,6 +197,18 @@ def _signal(owner: dict[str, Any], number: int) -> None:
             raise
 
 
+def _fate(folder: str, owner: dict[str, Any]) -> str:
+    """Tell "alive", "gone" or "reboot": by the process, or by the task's lock where the process cannot be seen."""
+    fate = proc.state(owner)
+    if fate != "elsewhere":
+        return fate
+    lock = lock_alive(folder)
+    if lock is None:
+        return "alive"
+    proc.unlock(lock)
+    return "gone" if owner.get("boot") == proc.boot_id() else "reboot"
+
+
 def bury(folder: str) -> bool:
     """End a task whose runner is gone: kill what it left behind, then write the record that it could not write.
 
@@ -205,7 +217,7 @@ def bury(folder: str) -> bool:
     if read_json(folder, "exit.json") is not None:
         return True
     owner = read_json(folder, "claimed")
-    fate = "alive" if owner is None else proc.state(owner)
+    fate = "alive" if owner is None else _fate(folder, owner)
     if owner is None or fate == "alive":
         return False
     if fate == "gone":
