@@ -32,7 +32,7 @@ class Runner:
 
     def __init__(self, folder: str, lock: int) -> None:
         self.folder = folder
-        self.lock = lock
+        self.locks = [lock]
         self.job: dict[str, Any] = task.read_json(folder, "job.json") or {}
         self.ranks: list[Rank] = []
         self.signal: int | None = None
@@ -102,8 +102,7 @@ class Runner:
             self.granted_at = time.time()  # still at the head of the queue: these times are in order of arrival
         finally:
             slots.leave(gpu["queue"], *ticket)
-        for fd in pool.held.values():
-            os.set_inheritable(fd, True)
+        self.locks += pool.held.values()
         return granted
 
     # -- the run
@@ -125,8 +124,9 @@ class Runner:
 
     def begin(self, granted: list[str]) -> None:
         """Start all ranks. Raises StartFailed with the reason in words."""
-        os.set_inheritable(self.lock, True)
-        self.orderly = guard(self.folder)
+        for fd in self.locks:
+            os.set_inheritable(fd, True)
+        self.orderly = guard(self.folder, self.locks)
         proc.adopt_orphans()
         self.oom_before = _oom_kills()
         self.started_at = time.time()
@@ -257,31 +257,34 @@ def _oom_kills() -> int:
         return 0
 
 
-def guard(folder: str) -> int:
+def guard(folder: str, locks: list[int]) -> int:
     """Start a watcher that outlives a SIGKILL of this runner; return the descriptor to write to when all ended well.
 
     If the runner dies first, the watcher kills the task's processes and writes the record, at once and with nobody
-    looking. It is forked twice, so that it is nobody's child here, and it holds none of our locks.
+    looking. It holds the task's locks until then: a process that has closed all its files holds none. It is forked
+    twice, so that it is nobody's child here.
     """
     theirs, ours = os.pipe()
     middle = os.fork()
     if middle == 0:
         os.setsid()
         if os.fork() == 0:
-            _guard(folder, theirs)
+            _guard(folder, theirs, locks)
         os._exit(0)
     os.waitpid(middle, 0)
     os.close(theirs)
     return ours
 
 
-def _guard(folder: str, pipe: int) -> None:
+def _guard(folder: str, pipe: int, locks: list[int]) -> None:
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # A descriptor shares its lock with its copies: only without them is a lock free when the task is gone.
-    os.closerange(0, pipe)
-    os.closerange(pipe + 1, 256)
+    for fd in set(range(256)) - {pipe, *locks}:
+        try:
+            os.close(fd)
+        except OSError:  # not open
+            pass
     if os.read(pipe, 1) == b"":
         while not task.bury(folder):  # a dying process closes its pipes a moment before it is dead
             time.sleep(0.01)
