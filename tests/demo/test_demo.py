@@ -84,6 +84,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
         "--pictures",
         str(folder),
     ]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background it is ignored
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
