@@ -84,7 +84,8 @@ def start(folder: Path) -> subprocess.Popen[str]:
         "--pictures",
         str(folder),
     ]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background it is ignored
+    # Where the tests run in the background, SIGINT is ignored, and the demo would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
