@@ -220,7 +220,7 @@ def bury(folder: str) -> bool:
     fate = "alive" if owner is None else _fate(folder, owner)
     if owner is None or fate == "alive":
         return False
-    if fate == "gone":
+    if fate == "gone" and os.path.exists(os.path.join(folder, "started.json")):
         proc.kill_members(folder)
         _remove_containers(folder)
     asked = os.path.exists(os.path.join(folder, "cancel"))
