@@ -8,7 +8,6 @@ from typing import Any
 
 from . import proc
 
-
 #: What a container engine's own client needs to know; the command inside sees none of it.
 ENGINE_VARIABLES = (
     "PATH",
@@ -132,7 +131,10 @@ def start(folder: str, job: dict[str, Any], granted: list[str]) -> list[Rank]:
     if os.path.exists(archive):
         from . import unpack
 
-        unpack.extract(archive, work)
+        try:
+            unpack.extract(archive, work)
+        except unpack.BadArchive as error:
+            raise StartFailed(f"the code could not be unpacked: {error}") from error
     for name, source in job["links"]:
         link = os.path.join(work, name)
         os.makedirs(os.path.dirname(link), exist_ok=True)
