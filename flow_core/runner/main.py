@@ -52,6 +52,7 @@ class Runner:
         for number in (signal.SIGCHLD, signal.SIGALRM):
             signal.signal(number, self._on_tick)
         signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # a shell that starts us in the background ignores it
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])  # a submitting thread may have blocked some, or all
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self.signal = number
@@ -153,11 +154,15 @@ class Runner:
             left = _LOOK_S if limit is None else self.clock + limit - time.monotonic()
             if left <= 0:
                 return "time-limit", None, None, f"stopped at its limit of {limit:g} s"
-            select.select([self._bell], [], [], min(left, _LOOK_S))
-            try:
-                os.read(self._bell, 512)
-            except BlockingIOError:
-                pass
+            self._sleep(min(left, _LOOK_S))
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait until a signal comes (a child has ended, somebody asks us to stop)."""
+        select.select([self._bell], [], [], seconds)
+        try:
+            os.read(self._bell, 512)
+        except BlockingIOError:
+            pass
 
     def reap(self) -> bool:
         """Collect ended children. Return whether any child is left that is ours."""
@@ -180,7 +185,7 @@ class Runner:
             rank.kill(signal.SIGTERM)
         deadline = time.monotonic() + grace_s
         while self.reap() and time.monotonic() < deadline:
-            select.select([self._bell], [], [], 0.02)
+            self._sleep(0.02)
         give_up = time.monotonic() + 30  # a process in an uninterruptible sleep dies when the kernel lets it
         while self.reap() and time.monotonic() < give_up:
             for rank in self.ranks:
@@ -287,6 +292,9 @@ def _guard(folder: str, pipe: int, locks: list[int]) -> None:
             pass
     if os.read(pipe, 1) == b"":
         while not task.bury(folder):  # a dying process closes its pipes a moment before it is dead
+            if not os.path.isdir(folder):  # somebody has removed it all
+                proc.kill_members(folder)
+                break
             time.sleep(0.01)
     os._exit(0)
 

@@ -256,3 +256,71 @@ def test_a_gpu_is_not_free_while_a_child_that_closed_all_its_files_lives(flow: F
     os.kill(guard, signal.SIGCONT)
     until(lambda: slots.busy(devices, ["0", "1"]) == [])
     assert proc.state(child) == "gone"
+
+
+# -- the runner at bad moments
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_runner_does_not_spin_while_it_waits_for_its_orphans_to_end(flow: Flow, home: Path) -> None:
+    task = running(flow, "(trap '' TERM; echo ready; while :; do sleep 0.2; done) & wait")
+    pid = claim_of(home, task)["pid"]
+    task.cancel()
+    until(lambda: task.snapshot.reason == "cancelling")
+    time.sleep(0.1)
+    begin, used = time.monotonic(), cpu_s(pid)
+    until(lambda: time.monotonic() - begin > 2)
+    assert cpu_s(pid) - used < 0.7
+    for left in processes_under(home):
+        os.kill(left, signal.SIGKILL)
+
+
+def test_signals_that_the_submitter_blocks_are_not_blocked_in_its_tasks(flow: Flow, home: Path) -> None:
+    holder = running(flow, "echo ready; sleep 100", gpu="2xa100")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        waiting = flow.run("true", gpu="a100", upload_code=False)
+        runs = flow.run("grep SigBlk /proc/self/status", upload_code=False)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    until(lambda: (folder(home, waiting) / "claimed").exists())
+    waiting.cancel()
+    waiting.wait(10)
+    assert waiting.status is TaskStatus.CANCELLED
+    runs.wait(30)
+    assert int(runs.logs().split()[1], 16) == 0
+    holder.cancel()
+
+
+def test_nothing_is_left_when_the_folder_is_removed_and_the_runner_killed(flow: Flow, home: Path) -> None:
+    task = running(flow, "setsid sleep 100 & echo ready; wait")
+    pid = claim_of(home, task)["pid"]
+    shutil.rmtree(folder(home, task))
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not processes_under(home))
+
+
+def test_runners_that_died_while_they_waited_are_buried_at_once(flow: Flow, home: Path) -> None:
+    holder = running(flow, "echo ready; sleep 100", gpu="2xa100")
+    waiting = [flow.run("true", gpu="a100", upload_code=False) for _ in range(10)]
+    until(lambda: all((folder(home, task) / "claimed").exists() for task in waiting))
+    for task in waiting:
+        os.kill(claim_of(home, task)["pid"], signal.SIGKILL)
+    until(lambda: all(proc.state(claim_of(home, task)) == "gone" for task in waiting))
+    begin = time.monotonic()
+    seen = flow.poll([task.task_id for task in waiting])
+    assert time.monotonic() - begin < 1.5
+    assert {one.reason for one in seen.values()} == {"runner-died"}
+    holder.cancel()
+
+
+def test_code_that_cannot_be_unpacked_is_a_failed_start(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Flow, "upload", lambda *_: (SpecFile(name="code.tar.gz", data=b"no archive"),))
+    task = flow.run("true")
+    task.wait(30)
+    assert (task.status, task.snapshot.reason) == (TaskStatus.FAILED, "start-failed")
+    assert "code.tar.gz is damaged" in str(task.message)
