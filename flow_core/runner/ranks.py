@@ -111,16 +111,20 @@ class Container:
         ]
 
     def remove(self) -> None:
+        """Remove the container if the engine can; without an engine that answers the task still ends."""
         import subprocess
 
         if os.path.basename(self.engine) not in ("apptainer", "singularity"):
-            subprocess.run(
-                [self.engine, "rm", "--force", self.name],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=30,
-                check=False,
-            )
+            try:
+                subprocess.run(
+                    [self.engine, "rm", "--force", self.name],
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    timeout=30,
+                    check=False,
+                )
+            except (OSError, subprocess.TimeoutExpired) as error:
+                os.write(2, f"the container {self.name} could not be removed: {error}\n".encode())
 
 
 def start(folder: str, job: dict[str, Any], granted: list[str]) -> list[Rank]:
