@@ -44,7 +44,10 @@ def _start_time_by_ps(pid: int) -> str | None:
     import subprocess
 
     out = subprocess.run(
-        ["ps", "-o", "stat=,lstart=", "-p", str(pid)], stdout=subprocess.PIPE, check=False
+        ["ps", "-o", "stat=,lstart=", "-p", str(pid)],
+        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC0"},  # the same words for everybody
+        stdout=subprocess.PIPE,
+        check=False,
     ).stdout.decode()
     return None if not out.strip() or out.split()[0].startswith("Z") else " ".join(out.split()[1:])
 
