@@ -20,6 +20,8 @@ from flow_core.providers import folder as folders
 from flow_core.runner import task as records
 from flow_core.storage import DEFAULT_VOLUME_GB
 
+_CAP_SYS_ADMIN = 21  # linux/capability.h
+
 
 @dataclass(frozen=True)
 class Attached:
@@ -32,7 +34,14 @@ class Attached:
 
 def can_mount() -> bool:
     """Whether this user may show a folder under another path, in a mount namespace of the task's own."""
-    return sys.platform == "linux" and os.geteuid() == 0
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return False
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return False
+    held = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
+    return held is not None and bool(int(held[1], 16) >> _CAP_SYS_ADMIN & 1)  # root of a container often lacks it
 
 
 class LocalVolumes:
