@@ -24,6 +24,9 @@ from flow_core.runner import task as records
 #: What stays of a task whose results the host has stored.
 RECORDS = frozenset({"spec.json", "claimed", "alive", "started.json", "exit.json", "released"})
 
+#: The uploaded code, kept by its content in a cache of the submitter's.
+ARCHIVE = "code.tar.gz"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -78,8 +81,10 @@ def create(folder: Path, task_id: str, spec: TaskSpec, job: Job, *, submitted_at
         for file in spec.files:
             target = draft / inside(file.name)
             private(target.parent)
-            if file.path is not None:
-                _link_or_copy(file.path, target)
+            if file.path is not None and file.name == ARCHIVE:
+                _link_or_copy(file.path, target)  # replaced where it comes from, never rewritten
+            elif file.path is not None:
+                shutil.copyfile(file.path, target)
             else:
                 target.write_bytes(file.data or b"")
         if spec.entry == "script":
