@@ -6,7 +6,9 @@ The machine's GPUs are shared out by count, in order of arrival (`flow_core.runn
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -32,6 +34,7 @@ from flow_core.runner import slots
 from flow_core.runner import task as records
 
 _SWEEP_EVERY_S = 3600.0
+_DRAFT_S = 86400.0  # a submit that still copies its files is younger
 
 
 class LocalProvider(Provider):
@@ -240,9 +243,16 @@ class LocalProvider(Provider):
         for record in self.tasks.glob("*/*/exit.json"):
             ended = (records.read_json(str(record.parent), "exit.json") or {}).get("ended_at", now)
             if now - ended > self.settings.retention_days * 86400:
-                trash = record.parent.with_name(f".old-{record.parent.name}")
-                record.parent.rename(trash)  # gone at once for everybody who looks, then removed at leisure
+                trash = record.parent.with_name(f".old-{secrets.token_hex(8)}")
+                try:
+                    record.parent.rename(trash)  # gone at once for everybody who looks, then removed at leisure
+                except FileNotFoundError:  # somebody else sweeps too
+                    continue
                 shutil.rmtree(trash, ignore_errors=True)
+        for draft in self.tasks.glob("*/.new-*"):  # of submits that were killed
+            with contextlib.suppress(FileNotFoundError):
+                if now - draft.stat().st_mtime > _DRAFT_S:
+                    shutil.rmtree(draft, ignore_errors=True)
 
     # -- capabilities
 
