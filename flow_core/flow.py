@@ -92,19 +92,16 @@ class Flow:
         Raises RemoteExecutionError, which is also an instance of the function's own exception class, when it raised; the
         error of the task when it ended in another way. If this call is interrupted, the task is cancelled.
         """
-        task = self.invoke_async(
-            module_path,
-            function_name,
-            args,
-            kwargs,
-            code_root=code_root,
-            idempotency_key=idempotency_key,
-            **task_params,
-        )
+        key = idempotency_key or random_key()
         try:
+            task = self.invoke_async(
+                module_path, function_name, args, kwargs, code_root=code_root, idempotency_key=key, **task_params
+            )
             return task.get_result()
         except (KeyboardInterrupt, SystemExit):
-            task.cancel()
+            started = self.engine.find(key)  # also when it was submitted and we have not been told
+            if started is not None:
+                self.cancel([started])
             raise
 
     def call_async(

@@ -324,3 +324,100 @@ def test_code_that_cannot_be_unpacked_is_a_failed_start(flow: Flow, monkeypatch:
     task.wait(30)
     assert (task.status, task.snapshot.reason) == (TaskStatus.FAILED, "start-failed")
     assert "code.tar.gz is damaged" in str(task.message)
+
+
+# -- machines that are not as they should be
+
+
+def test_a_task_ends_although_its_container_engine_has_vanished(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = tmp_path / "podman"
+    engine.write_text('#!/bin/sh\nrm -f "$0"\necho ran\n')
+    engine.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    task = Flow("local").run("true", image="image", upload_code=False)
+    task.wait(30)
+    assert task.status is TaskStatus.COMPLETED
+
+
+def test_two_who_sweep_at_once_both_submit(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = Flow("local", local={"retention_days": 0})
+    flow.run("true", upload_code=False).wait(30)
+    (home / ".swept").unlink()
+    rename = Path.rename
+
+    def other_first(path: Path, target: Path) -> Path:
+        if ".old-" in target.name:
+            rename(path, path.with_name("swept by the other"))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", other_first)
+    flow.run("true", upload_code=False).wait(30)
+
+
+def test_what_an_earlier_sweep_could_not_remove_does_not_stop_the_next(home: Path) -> None:
+    flow = Flow("local", local={"retention_days": 0})
+    old = flow.run("true", upload_code=False)
+    old.wait(30)
+    (folder(home, old).with_name(".old-1") / "locked").mkdir(parents=True)
+    (home / ".swept").unlink()
+    flow.run("true", upload_code=False).wait(30)
+    assert flow.poll([old.task_id])[old.task_id].status is TaskStatus.LOST
+
+
+def test_drafts_of_killed_submits_are_swept(home: Path, flow: Flow) -> None:
+    task = flow.run("true", upload_code=False)
+    draft, fresh = (folder(home, task).with_name(name) for name in (".new-killed", ".new-fresh"))
+    for path in (draft, fresh):
+        path.mkdir()
+        (path / "job.json").write_text("secret")
+    os.utime(draft, (1, 1))
+    (home / ".swept").unlink()
+    flow.run("true", upload_code=False)
+    assert (draft.exists(), fresh.exists()) == (False, True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="drops a capability of root")
+def test_root_that_may_not_mount_gets_its_volume_as_a_link(home: Path) -> None:
+    code = (
+        "from flow_core import run; t = run('cd volumes/v && echo hi > x', volumes=[{'name': 'v'}], upload_code=False);"
+        "t.wait(30); print(t.status, t.message)"
+    )
+    less = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", sys.executable, "-c", code]
+    assert subprocess.run(less, capture_output=True, text=True, check=True).stdout == "completed None\n"
+
+
+def test_the_start_time_of_a_process_does_not_depend_on_the_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = proc._start_time_by_ps(os.getpid())
+    assert before
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    assert proc._start_time_by_ps(os.getpid()) == before
+
+
+def test_a_call_that_waits_runs_the_file_as_it_was_when_it_was_submitted(flow: Flow) -> None:
+    module = Path("module.py")
+    module.write_text("def value():\n    return 1\n")
+    holder = running(flow, "echo ready; sleep 100", gpu="2xa100")
+    call = flow.invoke_async(module, "value", gpu="a100")
+    module.write_text("def value():\n    return 2\n")
+    holder.cancel()
+    assert call.get_result(30) == 1
+
+
+def test_an_invoke_that_is_interrupted_while_it_submits_leaves_nothing_running(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("module.py").write_text("import time\n\ndef wait():\n    time.sleep(100)\n")
+    start = LocalProvider._start
+
+    def interrupted(self: LocalProvider, path: Path, task_id: str) -> None:
+        start(self, path, task_id)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalProvider, "_start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        flow.invoke("module.py", "wait")
+    (task,) = flow.list_tasks()
+    task.wait(30)
+    assert task.status is TaskStatus.CANCELLED
