@@ -31,7 +31,8 @@ class Call:
         error = None if snapshot.status.succeeded else self.task.error()
         seen = Seen(snapshot, self.flow.provider.name, self.reattached, self.item, error)
         self.step.ends().append(seen)
-        self.step.log.info("Task ended: %s", plain(describe([seen])))
+        if self.item is None:
+            self.step.log.info("Task ended: %s", plain(describe([seen])))
         return seen
 
     def value(self) -> Any:

@@ -56,14 +56,11 @@ class FlowResource(dg.ConfigurableResource[Any]):
     project: str | None = Field(default=None, description="The provider's project.")
     region: str | None = Field(default=None, description="The provider's region.")
     api_key: str | None = Field(
-        default=None, description='The provider\'s key; use dg.EnvVar("MITHRIL_API_KEY").'
+        default=None, repr=False, description='The provider\'s key; use dg.EnvVar("MITHRIL_API_KEY").'
     )
 
     _flow: Flow | None = PrivateAttr(default=None)
     _started: list[tuple[str | None, str]] = PrivateAttr(default_factory=list)
-
-    def __repr__(self) -> str:
-        return f"FlowResource(provider={self.provider!r}, gpu={self.gpu!r})"
 
     @property
     def flow(self) -> Flow:
@@ -235,12 +232,13 @@ class FlowResource(dg.ConfigurableResource[Any]):
             with interruptible(self.flow, step, half_started):
                 before = self.flow.find(idempotency_key) if step.runs_again else None
                 task = submit(idempotency_key)
+                self._started.append((step.run_id, task.task_id))
         except FlowError as error:
             raise as_failure(error, {}) from error
-        self._started.append((step.run_id, task.task_id))
         reattached = before is not None and before.task_id == task.task_id if step.runs_again else None
-        said = "Taken over from an earlier try: task" if reattached else "Started task"
-        step.log.info("%s %s (%s)", said, task.task_id, self.flow.provider.name)
+        if item is None:  # a map says in the end what became of all
+            said = "Taken over from an earlier try: task" if reattached else "Started task"
+            step.log.info("%s %s (%s)", said, task.task_id, self.flow.provider.name)
         return Call(self.flow, task, step, reattached, item)
 
     def _defaults(self, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,9 +269,9 @@ def _module_path(module: str | os.PathLike[str] | ModuleType, root: str | None) 
     """Return the file of an imported module, inside the code root where there is one; a path or name as it is."""
     if not isinstance(module, ModuleType):
         return module if isinstance(module, str) else Path(module)
-    if not module.__file__:
+    if not getattr(module, "__file__", None):
         raise as_failure(ValidationError(f"module {module.__name__} has no file that could travel"), {})
-    file = Path(module.__file__)
+    file = Path(str(module.__file__))
     if root is not None and file.resolve().is_relative_to(Path(root).resolve()):
         return file.resolve().relative_to(Path(root).resolve())
     return file

@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 
 from flow_core import Flow, TaskConfig, TaskStatus
-from flow_core.errors import FlowError, FlowTimeoutError, RemoteExecutionError
+from flow_core.errors import FlowError, FlowTimeoutError, RemoteExecutionError, SerializationError
 from flow_dagster import FlowResource
 
 WORK = Path(__file__).parent / "remote" / "work.py"
@@ -391,3 +391,20 @@ def test_a_retry_of_a_map_runs_only_what_has_not_succeeded(flow: FlowResource, f
     assert result.output_for_node("numbers") == [2, 1, 0]
     ran = sorted(path.name.partition("-")[0] for path in folder.iterdir())
     assert ran == ["item0", "item1", "item1", "item2"]
+
+
+def test_map_with_an_item_that_cannot_travel_runs_the_others(flow: FlowResource) -> None:
+    first, second, third = flow.map(None, WORK, "add", [1, {2}, 3], return_errors=True)
+    assert (first, third) == (1, 3)
+    assert isinstance(second, SerializationError)
+
+
+def test_map_of_a_module_without_a_file_runs_nothing(flow: FlowResource) -> None:
+    with pytest.raises(dg.Failure, match="has no file"):
+        flow.map(None, ModuleType("made_up"), "add", [1])
+    assert not Flow().list_tasks()
+
+
+def test_the_key_of_the_provider_is_not_shown() -> None:
+    resource = FlowResource(api_key="secret-key")
+    assert "secret-key" not in f"{resource} {resource!r}"
