@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+# A shell without job control starts what it runs in the background with SIGINT ignored, and that is inherited down to
+# the programs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

@@ -84,8 +84,6 @@ def start(folder: Path) -> subprocess.Popen[str]:
         "--pictures",
         str(folder),
     ]
-    # Where the tests run in the background, SIGINT is ignored, and the demo would inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
