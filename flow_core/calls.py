@@ -146,7 +146,7 @@ class InvokeTask(Task):
             except ResourceNotFoundError:
                 pass
             else:
-                tail = self._engine.tail(self.task_id, lines=20)
+                tail = self._engine.ending(self.task_id)
                 told = payload.decode_error(data, task_id=self.task_id, exit_code=seen.exit_code, log_tail=tail)
                 if told is not None:
                     return told

@@ -37,6 +37,7 @@ SLICE_S = 0.1
 
 #: An answer of this length is enough for the tail of any log that a person reads in an error message.
 _TAIL_BYTES = 65536
+_TAIL_LINES = 20
 
 
 class Clock(Protocol):
@@ -69,6 +70,7 @@ class Engine:
         self._seen: dict[str, tuple[float, Snapshot]] = {}
         self._table = threading.Lock()
         self._asking = threading.Lock()
+        self._silent_at: float | None = None  # when the provider last failed to answer, None once it has
 
     # -- submitting
 
@@ -147,7 +149,7 @@ class Engine:
                     return seen
                 left = None if deadline is None else deadline - self.clock.now()
                 if left is not None and left <= 0:
-                    raise _timed_out(seen, timeout or 0.0)
+                    raise _timed_out(task_ids, seen, timeout or 0.0)
                 # Long-running work is asked about less often, up to the slice: an end is noticed 5 % late at most.
                 interval = min(
                     max(self.provider.poll_interval_s, interval * 1.05),
@@ -162,17 +164,28 @@ class Engine:
         """Return what is known, asking the provider only if our answers are old and nobody else is asking already."""
         if self._stale(task_ids, max_age_s) and self._asking.acquire(blocking=False):
             try:
-                with self._table:
-                    wanted = [
-                        one for one in self._watched if one not in self._seen or not self._seen[one][1].status.final
-                    ]
-                self.poll(wanted)
-            except ProviderUnavailable as error:
-                log.warning("the %s provider does not answer, asking again: %s", self.provider.name, error.message)
+                self._ask(max_age_s)
             finally:
                 self._asking.release()
         with self._table:
             return {task_id: self._seen[task_id][1] for task_id in task_ids if task_id in self._seen}
+
+    def _ask(self, max_age_s: float) -> None:
+        """Ask for all that anybody waits for, but not at once again after no answer."""
+        if self._silent_at is not None and self.clock.now() - self._silent_at < max_age_s:
+            return
+        with self._table:
+            wanted = [one for one in self._watched if one not in self._seen or not self._seen[one][1].status.final]
+        try:
+            self.poll(wanted)
+        except ProviderUnavailable as error:
+            if self._silent_at is None:
+                log.warning("the %s provider does not answer, asking again: %s", self.provider.name, error.message)
+            self._silent_at = self.clock.now()
+        else:
+            if self._silent_at is not None:
+                log.warning("the %s provider answers again", self.provider.name)
+            self._silent_at = None
 
     def _stale(self, task_ids: Collection[str], max_age_s: float) -> bool:
         now = self.clock.now()
@@ -238,10 +251,15 @@ class Engine:
     def failure(self, seen: Snapshot) -> TaskExecutionError:
         """Build the exception for a task that ended without success: what happened, and the end of its output."""
         try:
-            tail = self.tail(seen.task_id, lines=20)
+            tail = self.ending(seen.task_id)
         except TaskNotFoundError:
             tail = ""
         return failure(seen, tail)
+
+    def ending(self, task_id: str) -> str:
+        """Return what an error message shows of node 0's output: its last lines, however long they are."""
+        lines = self._from_end(task_id, 0, _TAIL_BYTES).splitlines(keepends=True)
+        return b"".join(lines[-_TAIL_LINES:]).decode("utf-8", "replace")
 
 
 class _Interest:
@@ -305,13 +323,12 @@ def failure(seen: Snapshot, tail: str) -> TaskExecutionError:
     )
 
 
-def _timed_out(seen: Mapping[str, Snapshot], timeout: float) -> TimeoutError:
-    open_ = [one for one in seen.values() if not one.status.final]
-    what = (
-        f"task {open_[0].task_id} is {open_[0].status.value}"
-        if len(open_) == 1
-        else f"{len(open_)} tasks have not ended"
-    )
+def _timed_out(task_ids: Collection[str], seen: Mapping[str, Snapshot], timeout: float) -> TimeoutError:
+    open_ = [one for one in dict.fromkeys(task_ids) if one not in seen or not seen[one].status.final]
+    what = f"{len(open_)} tasks have not ended"
+    if len(open_) == 1:
+        (one,) = open_
+        what = f"task {one} is {seen[one].status.value}" if one in seen else f"nothing is known of task {one} yet"
     return TimeoutError(
         f"waited {timeout:g} s and {what}",
         suggestions=["The work goes on: wait again, or stop it with cancel()."],

@@ -1,0 +1,144 @@
+"""Many who wait, on a provider that misbehaves."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Collection, Mapping
+
+import pytest
+
+from flow_core.engine import Engine
+from flow_core.errors import ProviderUnavailable, TimeoutError
+from flow_core.models import LogChunk, Snapshot, TaskConfig, TaskSpec, TaskStatus
+from flow_core.testing import FakeClock, FakeProvider
+
+SPEC = TaskSpec.from_config(TaskConfig(name="t", command="true", instance_type="a100"), files=())
+
+
+class Down(FakeProvider):
+    """Answers no poll until it is `up`."""
+
+    up = False
+
+    def poll(self, task_ids: Collection[str]) -> Mapping[str, Snapshot]:
+        if not self.up:
+            self.trouble = [ProviderUnavailable("no route")]
+        return super().poll(task_ids)
+
+
+def test_a_provider_that_is_down_is_asked_once_per_interval_however_many_wait() -> None:
+    down = Down()
+    down.poll_interval_s = 0.2  # type: ignore[misc]
+    engine = Engine(down)
+    ids = [engine.submit(SPEC, key=str(n)) for n in range(40)]
+    down.calls.clear()
+    threads = [threading.Thread(target=engine.wait, args=([one],)) for one in ids]
+    begin = time.monotonic()
+    for thread in threads:
+        thread.start()
+    threading.Event().wait(1.0)
+    took, asked = time.monotonic() - begin, len(down.calls)
+    for one in ids:
+        down.set(one, TaskStatus.COMPLETED)
+    down.up = True
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert asked <= took / 0.2 + 2
+
+
+def test_an_outage_is_told_once_and_its_end_too(caplog: pytest.LogCaptureFixture) -> None:
+    clock, down = FakeClock(), Down()
+    engine = Engine(down, clock=clock)
+    one = engine.submit(SPEC, key="k")
+
+    def later(now: float) -> None:
+        down.up = now > 3600
+        if now > 3700:
+            down.set(one, TaskStatus.COMPLETED)
+
+    clock.on_sleep = later
+    with caplog.at_level(logging.INFO, "flow_core"):
+        engine.wait([one])
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2, said
+    assert "does not answer" in said[0] and "answers again" in said[1]
+
+
+def test_a_wait_that_got_no_answer_says_how_many_have_not_ended() -> None:
+    down = Down()
+    engine = Engine(down, clock=FakeClock())
+    one, two = (engine.submit(SPEC, key=key) for key in "ab")
+    with pytest.raises(TimeoutError, match="waited 3 s and 2 tasks have not ended"):
+        engine.wait([one, two], timeout=3)
+    with pytest.raises(TimeoutError, match=f"waited 3 s and nothing is known of task {one}"):
+        engine.wait([one], timeout=3)
+
+
+def test_two_threads_that_wait_for_one_task_do_not_take_it_from_each_other() -> None:
+    fake = FakeProvider()
+    fake.poll_interval_s = 0.02  # type: ignore[misc]
+    engine = Engine(fake)
+    one = engine.submit(SPEC, key="k")
+    ended: list[Snapshot] = []
+    patient = threading.Thread(target=lambda: ended.append(engine.wait([one, one])[one]))
+    patient.start()
+    with pytest.raises(TimeoutError):
+        engine.wait([one], timeout=0.1)
+    fake.set(one, TaskStatus.COMPLETED)
+    patient.join(10)
+    assert [seen.status for seen in ended] == [TaskStatus.COMPLETED]
+    assert not engine._watched and not engine._seen
+
+
+def test_an_interrupt_in_a_wait_leaves_nothing_behind() -> None:
+    clock, fake = FakeClock(), FakeProvider()
+    engine = Engine(fake, clock=clock)
+    one = engine.submit(SPEC, key="k")
+
+    def interrupt(_now: float) -> None:
+        raise KeyboardInterrupt
+
+    clock.on_sleep = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        engine.wait([one])
+    assert not engine._watched and not engine._seen
+    clock.on_sleep = lambda _now: fake.set(one, TaskStatus.COMPLETED)
+    assert engine.wait([one])[one].status.succeeded
+
+
+def test_a_wait_for_thousands_of_tasks_returns_all_of_them() -> None:
+    clock, fake = FakeClock(), FakeProvider()
+    engine = Engine(fake, clock=clock)
+    ids = [engine.submit(SPEC, key=str(n)) for n in range(3000)]
+
+    def later(now: float) -> None:
+        for one in ids if now > 5 else ids[::2]:
+            if not fake.tasks[one].status.final:
+                fake.set(one, TaskStatus.COMPLETED)
+
+    clock.on_sleep = later
+    fake.calls.clear()
+    assert len(engine.wait(ids)) == 3000
+    assert len(fake.calls) < 10
+    assert len(fake.calls[-1][1]) == 1500, "what has ended is not asked for again"
+
+
+def test_a_failure_reads_no_more_of_an_endless_line_than_a_person_would() -> None:
+    class Counting(FakeProvider):
+        read = 0
+
+        def read_log(self, task_id: str, *, node: int = 0, offset: int = 0, limit: int = 65536) -> LogChunk:
+            chunk = super().read_log(task_id, node=node, offset=offset, limit=limit)
+            self.read += len(chunk.data)
+            return chunk
+
+    fake = Counting()
+    engine = Engine(fake)
+    one = engine.submit(SPEC, key="k")
+    fake.logs[one] = b"x" * 20_000_000
+    fake.set(one, TaskStatus.FAILED, reason="exit")
+    assert engine.failure(fake.tasks[one]).log_tail
+    assert fake.read <= 1_000_000
