@@ -69,7 +69,7 @@ class Engine:
         self._watched: Counter[str] = Counter()
         self._seen: dict[str, tuple[float, Snapshot]] = {}
         self._table = threading.Lock()
-        self._asking = threading.Lock()
+        self._asking: object | None = None
         self._silent_at: float | None = None  # when the provider last failed to answer, None once it has
 
     # -- submitting
@@ -162,11 +162,16 @@ class Engine:
 
     def _look(self, task_ids: Collection[str], *, max_age_s: float) -> dict[str, Snapshot]:
         """Return what is known, asking the provider only if our answers are old and nobody else is asking already."""
-        if self._stale(task_ids, max_age_s) and self._asking.acquire(blocking=False):
+        if self._stale(task_ids, max_age_s):
+            turn = object()
             try:
-                self._ask(max_age_s)
-            finally:
-                self._asking.release()
+                with self._table:
+                    self._asking = self._asking or turn
+                if self._asking is turn:
+                    self._ask(max_age_s)
+            finally:  # a lock would stay taken for ever after an interrupt between its acquire and the try
+                if self._asking is turn:
+                    self._asking = None
         with self._table:
             return {task_id: self._seen[task_id][1] for task_id in task_ids if task_id in self._seen}
 

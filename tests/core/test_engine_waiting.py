@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import random
+import signal
 import threading
 import time
 from collections.abc import Collection, Mapping
@@ -142,3 +145,26 @@ def test_a_failure_reads_no_more_of_an_endless_line_than_a_person_would() -> Non
     fake.set(one, TaskStatus.FAILED, reason="exit")
     assert engine.failure(fake.tasks[one]).log_tail
     assert fake.read <= 1_000_000
+
+
+def test_interrupts_at_any_moment_do_not_stop_later_waits() -> None:
+    fake = FakeProvider()
+    fake.poll_interval_s = 0.0001  # type: ignore[misc]
+    engine = Engine(fake)
+    one = engine.submit(SPEC, key="k")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        begin = time.monotonic()
+        while time.monotonic() - begin < 1.0:
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0004, 0.001))
+                engine.wait([one])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    fake.set(one, TaskStatus.COMPLETED)
+    assert engine.wait([one], timeout=5)[one].status.succeeded
