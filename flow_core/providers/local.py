@@ -186,6 +186,8 @@ class LocalProvider(Provider):
             facts = records.probe(str(folders.place(self.tasks, task_id)))
         except TaskNotFoundError:
             facts = None
+        except OSError as error:  # this process has no descriptor left, the disk does not answer
+            raise ProviderUnavailable(f"the records of task {task_id} cannot be read: {error}") from error
         return folders.snapshot(task_id, facts, host=self.host, address="127.0.0.1", region="local")
 
     def read_log(self, task_id: str, *, node: int = 0, offset: int = 0, limit: int = 65536) -> LogChunk:

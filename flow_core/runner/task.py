@@ -265,11 +265,14 @@ def probe(folder: str) -> dict[str, Any] | None:
         bury(folder)
     if owner is None and time.time() - spec.get("submitted_at", 0.0) > UNCLAIMED_S:
         _close_unclaimed(folder)
+    ended = read_json(folder, "exit.json")  # before the rest, which is then all there
+    if ended is None and owner is None and not os.path.exists(os.path.join(folder, "spec.json")):
+        return None  # swept at this moment
     return {
         "spec": spec,
         "claimed": owner is not None or os.path.exists(os.path.join(folder, "claimed")),
         "cancel": os.path.exists(os.path.join(folder, "cancel")),
         "started": read_json(folder, "started.json"),
-        "exit": read_json(folder, "exit.json"),
+        "exit": ended,
         "released": os.path.exists(os.path.join(folder, "released")),
     }

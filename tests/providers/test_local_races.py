@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -421,3 +423,43 @@ def test_an_invoke_that_is_interrupted_while_it_submits_leaves_nothing_running(
     (task,) = flow.list_tasks()
     task.wait(30)
     assert task.status is TaskStatus.CANCELLED
+
+
+def test_a_look_without_a_free_descriptor_says_nothing_about_the_task(flow: Flow) -> None:
+    task = flow.run("true", upload_code=False)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        with pytest.raises(ProviderUnavailable, match="Too many open files"):
+            flow.poll([task.task_id])
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    task.wait(30)
+    assert task.status is TaskStatus.COMPLETED
+
+
+def test_a_final_snapshot_is_whole_however_quick_the_task_was(
+    flow: Flow, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = running(flow, "echo ready; sleep 100", gpu="2xa100")
+    task = flow.run("true", gpu="a100", upload_code=False)
+    until(lambda: (folder(home, task) / "claimed").exists())
+    read = records.read_json
+
+    def slowly(path: str, name: str) -> dict[str, Any] | None:
+        record = read(path, name)
+        if name == "started.json" and record is None:
+            holder.cancel()
+            until(lambda: (folder(home, task) / "exit.json").exists())
+        return record
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "read_json", slowly)
+        first = flow.poll([task.task_id])[task.task_id]
+    assert not first.status.final or first == flow.poll([task.task_id])[task.task_id]
