@@ -15,13 +15,17 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _CLONE_NEWNS = 0x00020000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 
+#: What the system says of a process that is gone or not ours to see. Anything else, such as a caller without a free
+#: descriptor, tells nothing about a process and must not bury its task.
+_NOT_THERE = (FileNotFoundError, NotADirectoryError, ProcessLookupError, PermissionError)
+
 
 def boot_id() -> str:
     """Name this boot of the machine; "" where the system does not tell (then a reboot looks like a dead process)."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return file.read().strip()
-    except OSError:
+    except _NOT_THERE:
         return ""
 
 
@@ -33,7 +37,7 @@ def start_time(pid: int) -> str | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             text = file.read()
-    except OSError:
+    except _NOT_THERE:
         return None if os.path.isdir("/proc/self") else _start_time_by_ps(pid)
     fields = text[text.rindex(b")") + 2 :].split()  # the command name may hold spaces and parentheses
     return None if fields[0] in (b"Z", b"X", b"x") else fields[19].decode()
@@ -56,7 +60,7 @@ def place() -> str:
     """Name the set of processes that we can see: this machine's, or those of our container."""
     try:
         return f"{os.uname().nodename} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
+    except _NOT_THERE:
         return os.uname().nodename
 
 

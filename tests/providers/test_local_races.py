@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -463,3 +464,23 @@ def test_a_final_snapshot_is_whole_however_quick_the_task_was(
         patch.setattr(records, "read_json", slowly)
         first = flow.poll([task.task_id])[task.task_id]
     assert not first.status.final or first == flow.poll([task.task_id])[task.task_id]
+
+
+@pytest.mark.parametrize("file", ["/proc/sys/kernel/random/boot_id", "/proc/{pid}/stat"])
+def test_a_living_task_is_not_buried_because_the_system_refused_one_look(
+    flow: Flow, home: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    task = running(flow, "echo ready; sleep 100")
+    refused = file.format(pid=claim_of(home, task)["pid"])
+
+    def refusing(path: str, *args: Any) -> Any:
+        if path == refused:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+        return open(path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(proc, "open", refusing, raising=False)
+        with pytest.raises(ProviderUnavailable):
+            flow.poll([task.task_id])
+    assert flow.poll([task.task_id])[task.task_id].status is TaskStatus.RUNNING
+    task.cancel()
