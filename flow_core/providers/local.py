@@ -132,7 +132,7 @@ class LocalProvider(Provider):
         argv = [sys.executable, "-I", "-S", str(runner), str(folder)]
         ticket: int | None = None
         try:
-            if not os.access(sys.executable, os.X_OK):  # the shell below would not tell
+            if not os.path.isfile(sys.executable):  # the shell below would not tell
                 raise FileNotFoundError(f"there is no Python at {sys.executable!r} any more")
             if job["gpu"] is not None:
                 name, ticket = slots.take_ticket(str(self.queue), task_id)

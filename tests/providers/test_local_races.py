@@ -1,4 +1,4 @@
-"""Bad moments: two who cancel at once, forks, other PID namespaces, nested tasks, interrupted calls, broken machines."""
+"""Bad moments: cancels at once, forks, other PID namespaces, nested tasks, interrupted calls, broken machines."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ def test_signals_that_the_submitter_blocks_are_not_blocked_in_its_tasks(flow: Fl
         runs = flow.run("grep SigBlk /proc/self/status", upload_code=False)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    until(lambda: (folder(home, waiting) / "claimed").exists())
+    until((folder(home, waiting) / "claimed").exists)
     waiting.cancel()
     waiting.wait(10)
     assert waiting.status is TaskStatus.CANCELLED
@@ -450,14 +450,14 @@ def test_a_final_snapshot_is_whole_however_quick_the_task_was(
 ) -> None:
     holder = running(flow, "echo ready; sleep 100", gpu="2xa100")
     task = flow.run("true", gpu="a100", upload_code=False)
-    until(lambda: (folder(home, task) / "claimed").exists())
+    until((folder(home, task) / "claimed").exists)
     read = records.read_json
 
     def slowly(path: str, name: str) -> dict[str, Any] | None:
         record = read(path, name)
         if name == "started.json" and record is None:
             holder.cancel()
-            until(lambda: (folder(home, task) / "exit.json").exists())
+            until((folder(home, task) / "exit.json").exists)
         return record
 
     with monkeypatch.context() as patch:
