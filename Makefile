@@ -29,7 +29,7 @@ help:
 
 .PHONY: demo
 demo:
-	@$(env) core demo $(or $(HOST),$(HOSTS))
+	@$(env) core demo $(filter-out plain,$(or $(HOST),$(HOSTS)))
 	$(core)/python example_dags/demo.py $(if $(HOST),--host $(HOST))
 
 .PHONY: bench
@@ -114,4 +114,4 @@ lock:
 
 .PHONY: clean
 clean:
-	rm -rf .venvs .demo build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venvs .demo example_dags/out build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
