@@ -84,13 +84,18 @@ class Runner:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _wait_for_the_last_of(self, earlier: str) -> None:
-        task.bury(earlier)
         try:
             fd = os.open(os.path.join(earlier, "alive"), os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:  # it never started, or it was swept long ago
             return
         try:
-            fcntl.flock(fd, fcntl.LOCK_SH)
+            while True:
+                task.bury(earlier)  # its runner may be killed at any time, and maybe nobody else looks
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    return
+                except BlockingIOError:
+                    time.sleep(0.05)
         finally:
             os.close(fd)
 

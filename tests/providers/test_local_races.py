@@ -484,3 +484,22 @@ def test_a_living_task_is_not_buried_because_the_system_refused_one_look(
             flow.poll([task.task_id])
     assert flow.poll([task.task_id])[task.task_id].status is TaskStatus.RUNNING
     task.cancel()
+
+
+def test_the_next_attempt_buries_the_one_before_when_all_who_looked_after_it_are_killed(flow: Flow, home: Path) -> None:
+    first = flow.run("(trap '' TERM; echo ready; exec sleep 100) & wait", upload_code=False, idempotency_key="k")
+    until(lambda: "ready" in first.logs())
+    first.cancel()
+    second = flow.run("true", upload_code=False, idempotency_key="k")
+    assert second.task_id != first.task_id
+    until((folder(home, second) / "claimed").exists)
+    runner = claim_of(home, first)["pid"]
+    mark = f"FLOW_TASK_DIR={folder(home.resolve(), first)}".encode()
+    ours = [pid for pid in processes_under(home) if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
+    python = [pid for pid in ours if b"runner" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert runner in python
+    for pid in sorted(python, key=lambda pid: pid == runner):  # the guard first
+        os.kill(pid, signal.SIGKILL)
+    second.wait(30)
+    assert second.status is TaskStatus.COMPLETED
+    assert first.status is TaskStatus.CANCELLED
