@@ -36,7 +36,7 @@ class Runner:
         self.job: dict[str, Any] = task.read_json(folder, "job.json") or {}
         self.ranks: list[Rank] = []
         self.signal: int | None = None
-        self.waiting = True
+        self.waiting = False
         self.peak_kb = 0
         self.granted_at: float | None = None
         self.started_at: float | None = None
@@ -74,7 +74,8 @@ class Runner:
             signal.ITIMER_REAL, _LOOK_S, _LOOK_S
         )  # a signal that came just before a blocking call is not lost
         try:
-            if self.asked_to_stop():
+            self.waiting = True
+            if self.signal or self.asked_to_stop():
                 raise Stopped
             if self.job.get("after"):
                 self._wait_for_the_last_of(self.job["after"])

@@ -26,6 +26,7 @@ from flow_core.models import SpecFile
 from flow_core.providers.local import LocalProvider
 from flow_core.runner import proc, slots
 from flow_core.runner import task as records
+from flow_core.runner.main import Runner
 from tests.conftest import processes_under
 
 
@@ -503,3 +504,11 @@ def test_the_next_attempt_buries_the_one_before_when_all_who_looked_after_it_are
     second.wait(30)
     assert second.status is TaskStatus.COMPLETED
     assert first.status is TaskStatus.CANCELLED
+
+
+def test_a_cancel_between_the_claim_and_the_queue_is_a_cancel(tmp_path: Path) -> None:
+    (tmp_path / "cancel").touch()
+    with open(tmp_path / "alive", "w") as alive:
+        runner = Runner(str(tmp_path), alive.fileno())
+        runner._on_signal(signal.SIGTERM, None)
+        assert runner.run(None)["reason"] == "cancelled"
