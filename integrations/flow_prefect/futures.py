@@ -11,7 +11,7 @@ from prefect.futures import PrefectConcurrentFuture
 from prefect.states import Crashed
 
 from flow_core import InvokeTask
-from flow_prefect.bodies import Body
+from flow_prefect.body import Body
 
 R = TypeVar("R")
 

@@ -16,7 +16,8 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flow_core import Flow
 from flow_prefect import options
-from flow_prefect.bodies import Bodies, Body
+from flow_prefect.bodies import Bodies
+from flow_prefect.body import Body
 from flow_prefect.checks import check_body
 from flow_prefect.futures import FlowFuture
 
@@ -84,7 +85,7 @@ class FlowTaskRunner(TaskRunner[PrefectFuture[Any]]):
         wanted = options.wanted(self._task_options, task.fn)
         body = Body(self._bodies, task.fn, wanted, source=task.source_code, timeout_s=task.timeout_seconds)
         context = FlowRunContext.get()
-        if context is not None and context.flow_run is not None:
+        if context is not None and context.flow_run is not None and context.task_runner is self:
             self._flow_run = context.flow_run
             self._bodies.belongs_to(context.flow_run.id, context.flow_run.run_count)
         done = self._threads.submit(_with_body(task, body), parameters, wait_for, dependencies)
