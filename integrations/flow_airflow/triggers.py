@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -14,13 +15,17 @@ from flow_airflow.poller import shared_poller
 from flow_core.errors import FlowError, ResourceNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
 
     from flow_core import Flow
     from flow_core.models import Snapshot
 
 #: Between two looks at the output; a quiet task is looked at less and less often.
 SHORTEST_LOOK_S, LONGEST_LOOK_S = 1.0, 10.0
+
+
+#: A user's kill must reach the provider within this time.
+_KILL_S = 30.0
 
 
 class FlowEvent(TypedDict):
@@ -83,8 +88,8 @@ class FlowTaskTrigger(BaseTrigger):
             event = await self._wait()
             await asyncio.sleep(max(0.0, held_until - time.monotonic()))
         except asyncio.CancelledError:
-            if not TRIGGERER_CALLS_ON_KILL and await self._ended_by_user():
-                await self.on_kill()
+            if not TRIGGERER_CALLS_ON_KILL:
+                await _to_the_end(asyncio.wait_for(self._cancel_if_ended_by_user(), _KILL_S))
             raise
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
@@ -147,20 +152,30 @@ class FlowTaskTrigger(BaseTrigger):
 
         return Flow(provider=self.provider)
 
-    async def _ended_by_user(self) -> bool:
+    async def _cancel_if_ended_by_user(self) -> None:
         """Before Airflow 3.3 a cancelled trigger finds out itself whether its task is still deferred."""
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
         from asgiref.sync import sync_to_async
 
         ti = self.task_instance
         if ti is None:
-            return False
+            return
         states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
             dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
         )
         name = ti.task_id if ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}"
         # A cleared task is there and has no state; a run that is not there at all tells nothing.
-        return bool(states.get(ti.run_id, {}).get(name, "deferred") != "deferred")
+        if states.get(ti.run_id, {}).get(name, "deferred") != "deferred":
+            await self.on_kill()
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await `work` however often we are cancelled meanwhile: Airflow 3.1 cancels a trigger more than once."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({task})
+    task.result()
 
 
 class _Output:
