@@ -11,6 +11,7 @@ TYPE_CHECKING = False  # as in typing, whose import would cost more than all of 
 if TYPE_CHECKING:
     from typing import Any
 
+    from flow_core.calls import InvokeTask
     from flow_core.errors import (
         APIError,
         AuthenticationError,
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
         mount_volume,
         run,
     )
-    from flow_core.calls import InvokeTask
     from flow_core.models import (
         Instance,
         LogChunk,
@@ -68,17 +68,26 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "flow_core.errors": (
-        "APIError AuthenticationError ConfigError FlowError FlowTimeoutError InsufficientQuotaError NetworkError ProviderError "
-        "ProviderUnavailable QuotaExceededError RemoteExecutionError ResourceNotAvailableError ResourceNotFoundError ResultError "
-        "SerializationError SpecRejected TaskCancelledError TaskExecutionError TaskNotFoundError TaskOutOfMemoryError "
-        "TaskTimeLimitError TimeoutError ValidationAPIError ValidationError VolumeError VolumeNotFoundError WorkerDiedError"
+        "APIError AuthenticationError ConfigError FlowError FlowTimeoutError InsufficientQuotaError "
+        "NetworkError ProviderError ProviderUnavailable QuotaExceededError RemoteExecutionError "
+        "ResourceNotAvailableError ResourceNotFoundError ResultError SerializationError SpecRejected "
+        "TaskCancelledError TaskExecutionError TaskNotFoundError TaskOutOfMemoryError "
+        "TaskTimeLimitError TimeoutError ValidationAPIError ValidationError VolumeError "
+        "VolumeNotFoundError WorkerDiedError"
     ),
     "flow_core.flow": (
-        "Flow create_volume delete_volume find_instances get_task invoke invoke_async list_tasks list_volumes mount_volume run"
+        "Flow create_volume delete_volume find_instances get_task invoke invoke_async list_tasks "
+        "list_volumes mount_volume run"
     ),
-    "flow_core.calls": "InvokeTask",
-    "flow_core.models": "Instance LogChunk MountSpec Snapshot TaskConfig TaskStatus Volume VolumeSpec",
-    "flow_core.task": "Task",
+    "flow_core.calls": (
+        "InvokeTask"
+    ),
+    "flow_core.models": (
+        "Instance LogChunk MountSpec Snapshot TaskConfig TaskStatus Volume VolumeSpec"
+    ),
+    "flow_core.task": (
+        "Task"
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

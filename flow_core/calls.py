@@ -77,7 +77,7 @@ def _within(path: Path, root: Path) -> PurePath:
 
 def _check_dotted(module: str, root: Path) -> None:
     """A dotted name may be installed on the machine, so only a near miss inside the root is an error here."""
-    top = root / module.split(".")[0]
+    top = root / module.split(".", maxsplit=1)[0]
     path = root.joinpath(*module.split("."))
     if (top.is_dir() or top.with_suffix(".py").is_file()) and not (path.is_dir() or path.with_suffix(".py").is_file()):
         raise ValidationError(
@@ -154,8 +154,9 @@ class InvokeTask(Task):
 
     def _without_result(self) -> ResultError:
         released = self.snapshot.reason == "released"
+        fate = "has been released" if released else "is missing, although the call succeeded"
         return ResultError(
-            f"the result of {self.task_id} {'has been released' if released else 'is missing, although the call succeeded'}",
+            f"the result of {self.task_id} {fate}",
             task_id=self.task_id,
             exit_code=self.snapshot.exit_code,
         )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from flow_core import config, gpus, providers
+from flow_core.calls import InvokeTask, Serialization, live_call, named_call, task_name
 from flow_core.engine import Engine
 from flow_core.errors import ProviderError, ValidationError, close_names
 from flow_core.ids import random_key
-from flow_core.calls import InvokeTask, Serialization, live_call, named_call, task_name
 from flow_core.models import Instance, Snapshot, SpecFile, TaskConfig, TaskSpec, Volume
 from flow_core.providers.spi import Provider, Volumes
 from flow_core.task import KIND_LABEL, Task
@@ -89,7 +89,7 @@ class Flow:
     ) -> Any:
         """Call a plain function in a plain file on a machine with GPUs and return its value; see `invoke_async`.
 
-        Raises RemoteExecutionError, which is also an instance of the function's own exception class, when it raised; the
+        Raises RemoteExecutionError, also an instance of the function's own exception class, when it raised; the
         error of the task when it ended in another way. If this call is interrupted, the task is cancelled.
         """
         key = idempotency_key or random_key()
@@ -198,6 +198,12 @@ class Flow:
         """Free what ended tasks occupy, once their results are stored elsewhere."""
         self.engine.release(task_ids)
 
+    def wait(
+        self, task_ids: Collection[str], *, timeout: float | None = None, any_of: bool = False
+    ) -> dict[str, Snapshot]:
+        """Block until all of these tasks (with `any_of`: one) have ended; return snapshots. Raises TimeoutError."""
+        return self.engine.wait(task_ids, timeout=timeout, any_of=any_of)
+
     # -- instances and volumes
 
     def find_instances(self, requirements: Mapping[str, Any] | None = None, limit: int = 10) -> list[Instance]:
@@ -277,17 +283,10 @@ def _meets(one: Instance, wanted: Mapping[str, Any]) -> bool:
     )
 
 
-_default: Flow | None = None
-_default_lock = threading.Lock()
-
-
+@functools.cache
 def default() -> Flow:
     """Return the Flow that the module-level calls use; made from the configuration at the first call."""
-    global _default
-    with _default_lock:
-        if _default is None:
-            _default = Flow()
-        return _default
+    return Flow()
 
 
 def run(

@@ -62,6 +62,7 @@ class Task:
 
     @property
     def status(self) -> TaskStatus:
+        """Where the task is in its life."""
         return self.snapshot.status
 
     @property
@@ -76,6 +77,7 @@ class Task:
 
     @property
     def name(self) -> str:
+        """The name from its configuration."""
         return self.snapshot.name
 
     @property
@@ -85,28 +87,34 @@ class Task:
 
     @property
     def created_at(self) -> datetime | None:
+        """When it was submitted."""
         return self.snapshot.submitted_at
 
     @property
     def started_at(self) -> datetime | None:
+        """When the user's command started, None before."""
         return self.snapshot.started_at
 
     @property
     def completed_at(self) -> datetime | None:
+        """When it ended, None before."""
         return self.snapshot.ended_at
 
     # -- where it runs, what it costs
 
     @property
     def instance_type(self) -> str:
+        """The machine asked for, in canonical spelling ("8xh100")."""
         return self.snapshot.instance_type
 
     @property
     def num_instances(self) -> int:
+        """The number of machines."""
         return self.snapshot.num_instances
 
     @property
     def region(self) -> str:
+        """Where it runs."""
         return self.snapshot.region
 
     @property
@@ -136,10 +144,12 @@ class Task:
 
     @property
     def ssh_port(self) -> int:
+        """Port for SSH."""
         return self.snapshot.ssh_port
 
     @property
     def ssh_user(self) -> str:
+        """User for SSH."""
         return self.snapshot.ssh_user
 
     @property
@@ -166,7 +176,7 @@ class Task:
     # -- waiting and reading
 
     def wait(self, timeout: float | None = None) -> None:
-        """Block until the task has ended. Raises TimeoutError after `timeout` seconds; a failed task is no error here."""
+        """Block until the task has ended, however it ended. Raises TimeoutError after `timeout` seconds."""
         self._see(self._engine.wait([self._task_id], timeout=timeout)[self._task_id])
 
     def result(self, timeout: float | None = None) -> object:
@@ -188,13 +198,13 @@ class Task:
     def logs(self, follow: bool, tail: int = 100, *, node: int = 0) -> str | Iterator[str]: ...
 
     def logs(self, follow: bool = False, tail: int = 100, *, node: int = 0) -> str | Iterator[str]:
-        """Return the last `tail` lines of output; with `follow`, an iterator over all lines until the task has ended."""
+        """Return the last `tail` lines of output; with `follow`, an iterator over all lines until the task ends."""
         if follow:
             return self._engine.follow(self._task_id, node=node)
         return self._engine.tail(self._task_id, lines=tail, node=node)
 
     def read_log(self, offset: int = 0, limit: int = 65536, *, node: int = 0) -> LogChunk:
-        """Return up to `limit` bytes of output from byte `offset`; reading on from `next_offset` loses and doubles nothing."""
+        """Return up to `limit` bytes of output from byte `offset`; go on from `next_offset` to get every byte once."""
         return self._engine.read_log(self._task_id, node=node, offset=offset, limit=limit)
 
     # -- acting

@@ -108,8 +108,8 @@ class FakeProvider(Provider):
         }
 
     def read_log(self, task_id: str, *, node: int = 0, offset: int = 0, limit: int = 65536) -> LogChunk:
-        if task_id not in self.tasks:
-            raise TaskNotFoundError(f"no task {task_id}")
+        if task_id not in self.tasks or node != 0:
+            raise TaskNotFoundError(f"no task {task_id} with a node {node}")
         data = self.logs.get(task_id, b"")
         start = max(0, len(data) + offset) if offset < 0 else offset
         piece = data[start : start + limit]
@@ -315,7 +315,7 @@ class ProviderContract:
         assert self.file(provider, task_id, "starts", tmp_path) == "start\n"
 
     def test_the_next_attempt_starts_when_the_last_process_of_the_one_before_is_gone(
-        self, provider: Provider, tmp_path: Path
+        self, provider: Provider
     ) -> None:
         first = TaskId.first("contract", random_key())
         lingering = "trap 'sleep 0.6; date +%s%N; exit 1' TERM; echo ready; while :; do sleep 0.05; done"
@@ -335,11 +335,8 @@ class ProviderContract:
         assert provider.poll([task_id])[task_id].status is TaskStatus.LOST
 
     def test_arguments_and_variables_arrive_unchanged(self, provider: Provider) -> None:
-        show = (
-            "import json,os,sys; print(json.dumps([sys.argv[1:], [os.environ[f'NASTY_{i}'] for i in range(%d)]]))"
-            % len(NASTY)
-        )
         env = {f"NASTY_{index}": value for index, value in enumerate(NASTY)}
+        show = f"import json,os,sys; print(json.dumps([sys.argv[1:], [os.environ[name] for name in {list(env)}]]))"
         task_id = self.new_id()
         provider.submit(self.spec(command=["python3", "-c", show, *NASTY], env=env), task_id=task_id)
         assert self.end(provider, task_id).status is TaskStatus.COMPLETED, self.output(provider, task_id)
@@ -457,7 +454,8 @@ class ProviderContract:
     # -- cancel
 
     def test_cancel_ends_the_whole_process_group(self, provider: Provider) -> None:
-        beat = '(while :; do echo x >> "$FLOW_TASK_DIR/beats"; sleep 0.02; done) & setsid sh -c "while :; do echo x >> $FLOW_TASK_DIR/beats; sleep 0.02; done" & echo ready; wait'
+        beat = 'while :; do echo x >> "$FLOW_TASK_DIR/beats"; sleep 0.02; done'
+        beat = f"({beat}) & setsid sh -c '{beat}' & echo ready; wait"
         task_id = self.start(provider, beat)
         self.running(provider, task_id)
         provider.cancel([task_id])
@@ -561,8 +559,9 @@ class ProviderContract:
         code = """
         import time
         from pathlib import Path
-        while b"ready" not in provider.read_log(sys.argv[1]).data or provider.poll([sys.argv[1]])[sys.argv[1]].status.value != "running":
+        while b"ready" not in provider.read_log(sys.argv[1]).data:
             time.sleep(0.02)
+        assert provider.poll([sys.argv[1]])[sys.argv[1]].status.value == "running"
         assert sys.argv[1] in provider.list(limit=10)
         while True:
             try:

@@ -98,7 +98,7 @@ class LocalProvider(Provider):
             raise SpecRejected(
                 f"{volumes.mounts[0][1]!r} cannot be mounted: without an image that takes Linux and root",
                 suggestions=[
-                    "Leave mount_path out and use the folder 'volumes/<name>' of the working directory, or $FLOW_VOLUME_<NAME>.",
+                    "Leave mount_path out and use 'volumes/<name>' in the working directory, or $FLOW_VOLUME_<NAME>.",
                     "Set image= to run in a container.",
                 ],
             )

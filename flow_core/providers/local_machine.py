@@ -77,9 +77,10 @@ class Devices:
         wanted = spec.gpu_count * spec.num_instances
         nodes = "" if spec.num_instances == 1 else f" on each of {spec.num_instances} nodes, {wanted} in all"
         if wanted > len(self.names):
+            gpus = f"{spec.gpu_count} GPU{'s' * (spec.gpu_count > 1)}"
             has = f"this machine has {len(self.names)}" if self.names else "this machine has none"
             raise SpecRejected(
-                f"instance_type {spec.instance_type!r} asks for {spec.gpu_count} GPU{'s' * (spec.gpu_count > 1)}{nodes}, and {has}",
+                f"instance_type {spec.instance_type!r} asks for {gpus}{nodes}, and {has}",
                 suggestions=[
                     f"Ask for fewer GPUs, or declare simulated ones to try things out: FLOW_LOCAL_GPUS={wanted}."
                     if not self.real
@@ -92,7 +93,8 @@ class Devices:
             and spec.min_gpu_memory_gb > self.memory_gb
         ):
             raise SpecRejected(
-                f"min_gpu_memory_gb={spec.min_gpu_memory_gb} is more than this machine's {self.model} has ({self.memory_gb} GB)",
+                f"min_gpu_memory_gb={spec.min_gpu_memory_gb} is more than this machine's {self.model} has "
+                f"({self.memory_gb} GB)",
                 suggestions=["Lower it, or use a provider with larger GPUs."],
             )
 

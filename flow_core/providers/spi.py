@@ -33,8 +33,8 @@ class Provider(ABC):
         at once, however often, and wherever they are killed, the user's command starts at most once per id, and it
         starts only when the last process of the attempt before (same digest, attempt minus one) is gone.
 
-        Raises SpecRejected: this provider can never run it, nothing exists now. ProviderUnavailable: nothing is known to
-        have changed, ask again with the same id.
+        Raises SpecRejected: this provider can never run it, nothing exists now. Raises ProviderUnavailable: nothing is
+        known to have changed, ask again with the same id.
         """
 
     @abstractmethod
@@ -110,7 +110,7 @@ class Volumes(Protocol):
         """Return all volumes, sorted by name."""
 
     def delete(self, volume: str) -> None:
-        """Delete a volume and what is on it, by id or name. Raises VolumeNotFoundError, VolumeError while it is in use."""
+        """Delete a volume and what is on it, by id or name. Raises VolumeNotFoundError, VolumeError while in use."""
 
     def mount(self, volume: str, task_id: str) -> None:
         """Show a volume to a running task. Raises VolumeNotFoundError, TaskNotFoundError, ValidationError."""
@@ -120,4 +120,4 @@ class Shell(Protocol):
     """The capability to run something beside a task, where the task runs and with its environment."""
 
     def run(self, task_id: str, command: str | None, *, node: int = 0) -> int:
-        """Run `command` (None: an interactive shell) on our own terminal; return its exit code. Raises TaskNotFoundError."""
+        """Run `command` (None: interactively) on our terminal; return its exit code. Raises TaskNotFoundError."""

@@ -284,7 +284,10 @@ def test_flowignore_keeps_files_at_home(flow: Flow) -> None:
 def test_the_module_level_calls_use_the_settings_of_the_environment(
     flow: Flow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = "from flow_core import invoke, invoke_async, list_tasks\nprint(invoke('train.py', 'add', [1]), invoke_async('train.py', 'add', args=[2]).get_result(), len(list_tasks()))"
+    code = """if True:
+        from flow_core import invoke, invoke_async, list_tasks
+        print(invoke("train.py", "add", [1]), invoke_async("train.py", "add", args=[2]).get_result(), len(list_tasks()))
+    """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "2 3 2\n"
 
 

@@ -112,7 +112,7 @@ def leave_unknown_ids_out(patch: P) -> None:
 
 def ignore_the_exit_code(patch: P) -> None:
     def poll(original: Any, self: LocalProvider, ids: Any) -> Any:
-        ended = {one: seen for one, seen in original(self, ids).items()}
+        ended = dict(original(self, ids))
         return {
             one: replace(seen, status=TaskStatus.COMPLETED) if seen.reason == "exit" else seen
             for one, seen in ended.items()
@@ -169,7 +169,7 @@ def fetch_from_anywhere(patch: P) -> None:
 
 
 def release_the_record_too(patch: P) -> None:
-    patch.setattr(folders, "release", lambda folder: shutil.rmtree(folder))
+    patch.setattr(folders, "release", shutil.rmtree)
 
 
 def remember_in_this_process(patch: P) -> None:

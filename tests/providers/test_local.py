@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,8 @@ def test_without_gpus_and_without_a_declaration_a_gpu_task_is_rejected(
 
 def test_four_ranks_share_the_gpus_and_find_each_other(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOW_LOCAL_GPUS", "4")
-    show = 'echo "$RANK/$WORLD_SIZE $FLOW_NODE_RANK/$FLOW_NUM_NODES $CUDA_VISIBLE_DEVICES $MASTER_ADDR:$MASTER_PORT $FLOW_MAIN_IP"'
+    ranks = "$RANK/$WORLD_SIZE $FLOW_NODE_RANK/$FLOW_NUM_NODES"
+    show = f'echo "{ranks} $CUDA_VISIBLE_DEVICES $MASTER_ADDR:$MASTER_PORT $FLOW_MAIN_IP"'
     task = Flow("local").run(show, gpu="a100", num_instances=4)
     task.wait(30)
     lines = [task.logs(node=node).split() for node in range(4)]
@@ -150,7 +152,7 @@ def test_500_tasks_on_4_gpus_all_finish_in_arrival_order_and_never_share(
             for task, start in zip(tasks, starts, strict=True)
             if start["gpus"] == [device]
         )
-        assert all(end <= begin for (_, end), (begin, _) in zip(spans, spans[1:], strict=False)), "one task at a time"
+        assert all(end <= begin for (_, end), (begin, _) in pairwise(spans)), "one task at a time"
     assert processes_under(home) == []
 
 
@@ -208,7 +210,7 @@ def test_on_a_full_disk_the_task_still_ends_and_a_lost_result_is_no_success(home
         assert (task.status, task.snapshot.exit_code) == (TaskStatus.FAILED, 3)
         (disk / "fill").unlink(missing_ok=True)
         (tmp_path / "value.py").write_text(
-            f"def value():\n    import shutil\n    try:\n        open({str(disk / 'fill')!r}, 'wb').write(b'x' * (1 << 23))\n"
+            f"def value():\n    try:\n        open({str(disk / 'fill')!r}, 'wb').write(b'x' * (1 << 23))\n"
             "    except OSError:\n        return 'x' * 100_000\n"
         )
         call = flow.invoke_async(tmp_path / "value.py", "value")
@@ -224,12 +226,16 @@ def test_on_a_full_disk_the_task_still_ends_and_a_lost_result_is_no_success(home
 
 
 def test_a_task_outlives_its_terminal_and_is_followed_in_another(flow: Flow, home: Path, tmp_path: Path) -> None:
-    start = "from flow_core import run; print(run('for i in 1 2 3; do echo step $i; sleep 0.2; done', upload_code=False).task_id)"
+    steps = "for i in 1 2 3; do echo step $i; sleep 0.2; done"
+    start = f"from flow_core import run; print(run('{steps}', upload_code=False).task_id)"
     first = subprocess.run(
         [sys.executable, "-c", start], capture_output=True, text=True, check=True, start_new_session=True
     )
     task_id = first.stdout.strip()
-    follow = f"from flow_core import get_task\nt = get_task({task_id!r})\nfor line in t.logs(follow=True): print(line, end='')\nprint(t.status.value)"
+    follow = (
+        f"from flow_core import get_task\nt = get_task({task_id!r})\n"
+        "for line in t.logs(follow=True): print(line, end='')\nprint(t.status.value)"
+    )
     second = subprocess.run([sys.executable, "-c", follow], capture_output=True, text=True, check=True)
     assert second.stdout == "step 1\nstep 2\nstep 3\ncompleted\n"
 
