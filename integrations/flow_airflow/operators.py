@@ -70,7 +70,9 @@ class FlowGPUOperator(BaseOperator):
     The work outlives the worker: a retry after the worker died adopts the running task, a retry after the
     work itself failed starts anew, and so does a clear after success. Marking or clearing the task and
     `execution_timeout` cancel the work. With `deferrable` the worker waits for the first `defer_after_s`
-    seconds, then the triggerer does.
+    seconds, then the triggerer does: it asks every `poll_interval_s`, in one poll with all others that wait
+    for tasks of the provider, and tells `hold_event_s` after the deferral at the earliest; see
+    FlowTaskTrigger.
 
     Results stay on the provider for its retention time and are not released here: Airflow stores the XCom
     only after `execute` has returned, and a worker that dies in between must find the result again.
@@ -246,8 +248,9 @@ class FlowGPUOperator(BaseOperator):
     def _retire_predecessors(self, context: Context, flow: Flow, node: Node) -> None:
         """Return when nothing runs any more of what this task instance did before it was cleared.
 
-        Whoever was there for the clear has cancelled it, but nobody was when no triggerer ran, or the worker was dead
-        and not yet missed; and it may take its time. Airflow 3.3 remembers the key, also across the end of the run.
+        Whoever was there for the clear has cancelled it, but nobody was when no triggerer ran, or the worker
+        was dead and not yet missed; and it may take its time. Airflow 3.3 remembers the key, also across the
+        end of the run.
         """
         keys = [one.key for one in node.predecessors]
         store: Any = context.get("task_state_store")
@@ -270,6 +273,8 @@ class FlowGPUOperator(BaseOperator):
 
     def _submit(self, flow: Flow, node: Node, context: Context) -> Task:
         fields = {name: value for name in _FIELDS if (value := getattr(self, name)) is not None}
+        if isinstance(self.env, Mapping):
+            fields["env"] = {name: _text(value) for name, value in self.env.items()}
         fields["name"] = self.name or node.name
         fields["labels"] = {**node.labels, **(self.labels or {})}
         root = self._beside_dag_file(context, self.code_root) if self.code_root is not None else None
@@ -291,6 +296,8 @@ class FlowGPUOperator(BaseOperator):
         if upload:
             fields["code_root"] = root or self._beside_dag_file(context, ".")
         given = {name: value for name in _COMMANDS if (value := getattr(self, name)) is not None}
+        if isinstance(self.command, Sequence) and not isinstance(self.command, str):
+            given["command"] = [_text(one) for one in self.command]
         return flow.run(flow.configure(None, {**given, **fields}), idempotency_key=node.key)
 
     def _beside_dag_file(self, context: Context, path: str | Path) -> Path:
@@ -355,6 +362,11 @@ class FlowGPUOperator(BaseOperator):
         if self.execution_timeout is None:
             return None
         return (context["ti"].start_date + self.execution_timeout).timestamp()
+
+
+def _text(value: Any) -> Any:
+    """Write a number as text: a template that is rendered to a native object makes numbers of what was text."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _plain(value: Any) -> Any:

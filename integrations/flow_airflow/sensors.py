@@ -23,6 +23,9 @@ class FlowTaskSensor(BaseSensorOperator):
 
     A failure is final here: waiting again cannot change how the task ended. The sensor never cancels the
     task, which belongs to whoever started it. The id of a FlowGPUOperator's task is its XCom `flow_task_id`.
+
+    With `deferrable` the triggerer asks every `poll_interval_s`, in one poll with all others that wait for
+    tasks of the provider, and tells `hold_event_s` after the deferral at the earliest; see FlowTaskTrigger.
     """
 
     template_fields: Sequence[str] = ("task_id_to_watch", "provider")
@@ -35,6 +38,7 @@ class FlowTaskSensor(BaseSensorOperator):
         provider: str | None = None,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         hold_event_s: float = 10.0,
+        poll_interval_s: float = 2.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -42,6 +46,7 @@ class FlowTaskSensor(BaseSensorOperator):
         self.provider = provider
         self.deferrable = deferrable
         self.hold_event_s = hold_event_s
+        self.poll_interval_s = poll_interval_s
 
     def execute(self, context: Context) -> Any:
         """Wait in the way that `mode` and `deferrable` say; return the watched task's result."""
@@ -55,7 +60,7 @@ class FlowTaskSensor(BaseSensorOperator):
                 flow_task_id=self.task_id_to_watch,
                 provider=self.provider,
                 hold_s=self.hold_event_s,
-                poll_interval_s=self.poke_interval,
+                poll_interval_s=self.poll_interval_s,
                 cancel_on_kill=False,
             ),
             method_name="execute_complete",

@@ -57,13 +57,15 @@ class Keeper:
             time.sleep(0.2)
 
     def sweep(self) -> None:
-        """Kill what left its process group: it still carries the environment of this test run."""
-        marks = {f"{name}={os.environ[name]}".encode() for name in ("AIRFLOW_HOME", "FLOW_LOCAL_HOME")}
+        """Kill what left its process group, Flow's tasks too: all of it carries the environment of this test run."""
+        airflow = os.fsencode(f"AIRFLOW_HOME={os.environ['AIRFLOW_HOME']}")
+        work = os.fsencode(f"FLOW_TASK_DIR={Path(os.environ['FLOW_LOCAL_HOME']).resolve()}/")
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == os.getpid():
                 continue
             with contextlib.suppress(OSError):
-                if marks & set((entry / "environ").read_bytes().split(b"\0")):
+                carried = (entry / "environ").read_bytes().split(b"\0")
+                if airflow in carried or any(one.startswith(work) for one in carried):
                     os.kill(int(entry.name), signal.SIGKILL)
 
 

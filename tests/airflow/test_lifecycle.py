@@ -102,8 +102,9 @@ def test_a_clear_after_success_runs_the_work_again_while_the_run_goes_on(
         assert task.xcom()["starts"] == count
         task.run.clear("work")
     started(trail, 3)
-    assert task.run.state() == "running"
-    task.run.task("keeps_the_run_going").mark("failed")
+    beside = task.run.task("keeps_the_run_going")
+    assert beside.state() == "running", beside.log()
+    beside.mark("failed")
 
 
 @pytest.mark.parametrize("dag_id", ["limited", "limited_deferred"])

@@ -21,7 +21,9 @@ with DAG("long", render_template_as_native_obj=True):
 
 with DAG("long_beside", render_template_as_native_obj=True):
     FlowGPUOperator(task_id="work", retries=1, **work)
-    FlowGPUOperator(task_id="keeps_the_run_going", command=["sleep", "120"])
+    FlowGPUOperator(
+        task_id="keeps_the_run_going", command=["sleep", "{{ 120 }}"], env={"SECONDS_": "{{ 120 }}"}
+    )
 
 with DAG("long_deferred", render_template_as_native_obj=True):
     FlowGPUOperator(task_id="work", retries=1, deferrable=True, defer_after_s=0, hold_event_s=5, **work)

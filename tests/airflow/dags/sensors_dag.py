@@ -13,7 +13,7 @@ with DAG("sensors", default_args={"retries": 0}):
     FlowTaskSensor(
         task_id="reschedule", task_id_to_watch=WATCH, poke_interval=3, timeout=120, mode="reschedule"
     )
-    FlowTaskSensor(task_id="deferred", task_id_to_watch=WATCH, poke_interval=1, timeout=120, deferrable=True)
+    FlowTaskSensor(task_id="deferred", task_id_to_watch=WATCH, timeout=120, deferrable=True)
     FlowTaskSensor(
         task_id="failed", task_id_to_watch="{{ dag_run.conf['watch_failed'] }}", poke_interval=1, timeout=60
     )
