@@ -79,15 +79,9 @@ _HOMES = {
         "Flow create_volume delete_volume find_instances get_task invoke invoke_async list_tasks "
         "list_volumes mount_volume run"
     ),
-    "flow_core.calls": (
-        "InvokeTask"
-    ),
-    "flow_core.models": (
-        "Instance LogChunk MountSpec Snapshot TaskConfig TaskStatus Volume VolumeSpec"
-    ),
-    "flow_core.task": (
-        "Task"
-    ),
+    "flow_core.calls": ("InvokeTask"),
+    "flow_core.models": ("Instance LogChunk MountSpec Snapshot TaskConfig TaskStatus Volume VolumeSpec"),
+    "flow_core.task": ("Task"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

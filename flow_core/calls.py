@@ -47,7 +47,9 @@ def _module(module_path: str | Path, code_root: str | Path | None) -> tuple[tupl
         if not all(part.isidentifier() for part in text.split(".")):
             raise ValidationError(
                 f"module_path={text!r} is neither a Python file nor a dotted module name",
-                suggestions=["Give a path such as 'train.py', or a name such as 'package.train' with code_root=."],
+                suggestions=[
+                    "Give a path such as 'train.py', or a name such as 'package.train' with code_root=."
+                ],
             )
         if code_root is not None:
             _check_dotted(text, Path(code_root))
@@ -79,7 +81,9 @@ def _check_dotted(module: str, root: Path) -> None:
     """A dotted name may be installed on the machine, so only a near miss inside the root is an error here."""
     top = root / module.split(".", maxsplit=1)[0]
     path = root.joinpath(*module.split("."))
-    if (top.is_dir() or top.with_suffix(".py").is_file()) and not (path.is_dir() or path.with_suffix(".py").is_file()):
+    if (top.is_dir() or top.with_suffix(".py").is_file()) and not (
+        path.is_dir() or path.with_suffix(".py").is_file()
+    ):
         raise ValidationError(
             f"module_path={module!r} is not found in code_root={str(root)!r}: there is no {path.with_suffix('.py')}"
         )
@@ -97,7 +101,9 @@ def live_call(
 
     return tuple(
         SpecFile(name=name, data=data)
-        for name, data in capture.capture(function, args, kwargs, result_codec=serialization, replace=replace).items()
+        for name, data in capture.capture(
+            function, args, kwargs, result_codec=serialization, replace=replace
+        ).items()
     )
 
 
@@ -147,7 +153,9 @@ class InvokeTask(Task):
                 pass
             else:
                 tail = self._engine.ending(self.task_id)
-                told = payload.decode_error(data, task_id=self.task_id, exit_code=seen.exit_code, log_tail=tail)
+                told = payload.decode_error(
+                    data, task_id=self.task_id, exit_code=seen.exit_code, log_tail=tail
+                )
                 if told is not None:
                     return told
         return super().error()

@@ -9,15 +9,10 @@ from __future__ import annotations
 import codecs
 import logging
 import tempfile
-import threading
-import time
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from flow_core.errors import (
-    ProviderUnavailable,
     TaskCancelledError,
     TaskExecutionError,
     TaskNotFoundError,
@@ -29,6 +24,7 @@ from flow_core.errors import (
 from flow_core.ids import TaskId, digest
 from flow_core.models import LogChunk, Snapshot, TaskSpec, TaskStatus
 from flow_core.providers.spi import Provider
+from flow_core.watch import Clock, SystemClock, Watch
 
 log = logging.getLogger("flow_core")
 
@@ -40,46 +36,22 @@ _TAIL_BYTES = 65536
 _TAIL_LINES = 20
 
 
-class Clock(Protocol):
-    """Time, as far as the engine needs it."""
-
-    def now(self) -> float:
-        """Return seconds on a clock that only goes forward."""
-
-    def sleep(self, seconds: float) -> None:
-        """Wait."""
-
-
-class SystemClock:
-    """The machine's own clock."""
-
-    def now(self) -> float:
-        return time.monotonic()
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
-
-
 class Engine:
     """All that can be done with tasks of one provider. Thread-safe."""
 
     def __init__(self, provider: Provider, *, clock: Clock | None = None) -> None:
         self.provider = provider
         self.clock: Clock = clock or SystemClock()
-        self._watched: Counter[str] = Counter()
-        self._seen: dict[str, tuple[float, Snapshot]] = {}
-        self._table = threading.Lock()
-        self._asking: object | None = None
-        self._silent_at: float | None = None  # when the provider last failed to answer, None once it has
+        self.watch = Watch(provider, self.clock)
 
     # -- submitting
 
     def submit(self, spec: TaskSpec, *, key: str) -> str:
         """Return the id of the one task for `key`.
 
-        No attempt yet: the first is started. The latest is live or succeeded: it is adopted. It failed, was cancelled (or
-        asked to stop), lost or released: the next attempt is started. Two processes that race compute the same id, and
-        starting an id is exclusive, so both get the same task. Raises what `Provider.submit` raises.
+        No attempt yet: the first is started. The latest is live or succeeded: it is adopted. It failed, was cancelled
+        (or asked to stop), lost or released: the next attempt is started. Two processes that race compute the same id,
+        and starting an id is exclusive, so both get the same task. Raises what `Provider.submit` raises.
         """
         latest = self.provider.find(digest(key))
         if latest is None:
@@ -92,9 +64,15 @@ class Engine:
             if before.status.final and task_id == latest:
                 return latest
         log.debug(
-            "submitting %s to the %s provider: %s, %s", task_id, self.provider.name, spec.entry, spec.instance_type
+            "submitting %s to the %s provider: %s, %s",
+            task_id,
+            self.provider.name,
+            spec.entry,
+            spec.instance_type,
         )
-        self.provider.submit(spec, task_id=task_id)  # also for an adopted one: a submit that died half-way is finished
+        self.provider.submit(
+            spec, task_id=task_id
+        )  # also for an adopted one: a submit that died half-way is finished
         return task_id
 
     def find(self, key: str) -> str | None:
@@ -105,12 +83,7 @@ class Engine:
 
     def poll(self, task_ids: Collection[str]) -> dict[str, Snapshot]:
         """Return fresh snapshots of exactly these tasks, in one round trip."""
-        unique = list(dict.fromkeys(task_ids))
-        answer = dict(self.provider.poll(unique)) if unique else {}
-        now = self.clock.now()
-        with self._table:
-            self._seen.update((task_id, (now, seen)) for task_id, seen in answer.items() if task_id in self._watched)
-        return answer
+        return self.watch.ask(task_ids)
 
     def get(self, task_id: str) -> Snapshot:
         """Return a fresh snapshot. Raises TaskNotFoundError when nobody knows the task."""
@@ -141,9 +114,9 @@ class Engine:
         """
         deadline = None if timeout is None else self.clock.now() + timeout
         interval = self.provider.poll_interval_s
-        with self._interest(task_ids):
+        with self.watch.interest(task_ids):
             while True:
-                seen = self._look(task_ids, max_age_s=interval)
+                seen = self.watch.look(task_ids, max_age_s=interval)
                 ended = [one for one in seen.values() if one.status.final]
                 if len(ended) == len(set(task_ids)) or (any_of and ended):
                     return seen
@@ -157,47 +130,6 @@ class Engine:
                 )
                 self.clock.sleep(min(SLICE_S, interval, SLICE_S if left is None else left))
 
-    def _interest(self, task_ids: Collection[str]) -> _Interest:
-        return _Interest(self, list(task_ids))
-
-    def _look(self, task_ids: Collection[str], *, max_age_s: float) -> dict[str, Snapshot]:
-        """Return what is known, asking the provider only if our answers are old and nobody else is asking already."""
-        if self._stale(task_ids, max_age_s):
-            turn = object()
-            try:
-                with self._table:
-                    self._asking = self._asking or turn
-                if self._asking is turn:
-                    self._ask(max_age_s)
-            finally:  # a lock would stay taken for ever after an interrupt between its acquire and the try
-                if self._asking is turn:
-                    self._asking = None
-        with self._table:
-            return {task_id: self._seen[task_id][1] for task_id in task_ids if task_id in self._seen}
-
-    def _ask(self, max_age_s: float) -> None:
-        """Ask for all that anybody waits for, but not at once again after no answer."""
-        if self._silent_at is not None and self.clock.now() - self._silent_at < max_age_s:
-            return
-        with self._table:
-            wanted = [one for one in self._watched if one not in self._seen or not self._seen[one][1].status.final]
-        try:
-            self.poll(wanted)
-        except ProviderUnavailable as error:
-            if self._silent_at is None:
-                log.warning("the %s provider does not answer, asking again: %s", self.provider.name, error.message)
-            self._silent_at = self.clock.now()
-        else:
-            if self._silent_at is not None:
-                log.warning("the %s provider answers again", self.provider.name)
-            self._silent_at = None
-
-    def _stale(self, task_ids: Collection[str], max_age_s: float) -> bool:
-        now = self.clock.now()
-        with self._table:
-            known = [self._seen.get(task_id) for task_id in task_ids]
-        return any(one is None or (not one[1].status.final and now - one[0] >= max_age_s) for one in known)
-
     # -- reading
 
     def read_log(self, task_id: str, *, node: int = 0, offset: int = 0, limit: int = 65536) -> LogChunk:
@@ -207,18 +139,21 @@ class Engine:
     def follow(self, task_id: str, *, node: int = 0, offset: int = 0) -> Iterator[str]:
         """Yield a node's output line by line, each with its newline, until the task has ended and all has been read."""
         decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        rest = ""
+        begun: list[str] = []  # pieces of a line that may be very long: a progress bar never ends its line
         while True:
             chunk = self.provider.read_log(task_id, node=node, offset=offset)
             offset = chunk.next_offset
-            *lines, rest = (rest + decode(chunk.data, chunk.end)).split("\n")
-            yield from (line + "\n" for line in lines)
+            first, *lines = decode(chunk.data, chunk.end).split("\n")
+            begun.append(first)
+            for line in lines:
+                yield "".join(begun) + "\n"
+                begun = [line]
             if chunk.end:
                 break
             if not chunk.data:
                 self.clock.sleep(min(SLICE_S, max(0.05, self.provider.poll_interval_s)))
-        if rest:
-            yield rest
+        if any(begun):
+            yield "".join(begun)
 
     def tail(self, task_id: str, *, lines: int, node: int = 0) -> str:
         """Return the last `lines` lines of a node's output."""
@@ -267,25 +202,6 @@ class Engine:
         return b"".join(lines[-_TAIL_LINES:]).decode("utf-8", "replace")
 
 
-class _Interest:
-    """Keeps tasks on the list of those asked about while somebody waits for them."""
-
-    def __init__(self, engine: Engine, task_ids: list[str]) -> None:
-        self.engine, self.task_ids = engine, task_ids
-
-    def __enter__(self) -> None:
-        with self.engine._table:
-            self.engine._watched.update(self.task_ids)
-
-    def __exit__(self, *_exc: object) -> None:
-        with self.engine._table:
-            self.engine._watched.subtract(self.task_ids)
-            for task_id in self.task_ids:
-                if self.engine._watched[task_id] <= 0:
-                    del self.engine._watched[task_id]
-                    self.engine._seen.pop(task_id, None)
-
-
 def adoptable(seen: Snapshot) -> bool:
     """Whether a new submit with the same key gets this task instead of a new attempt."""
     if seen.reason in ("cancelling", "released"):
@@ -314,7 +230,9 @@ _ADVICE: Mapping[str, str] = {
 def failure(seen: Snapshot, tail: str) -> TaskExecutionError:
     """Say in one exception how a task ended. Pure."""
     kind = _ERRORS.get(seen.reason, TaskExecutionError)
-    said = {TaskStatus.LOST: "is not known any more", TaskStatus.CANCELLED: "was cancelled"}.get(seen.status, "failed")
+    said = {TaskStatus.LOST: "is not known any more", TaskStatus.CANCELLED: "was cancelled"}.get(
+        seen.status, "failed"
+    )
     detail = f": {seen.message}" if seen.message and said != "is not known any more" else ""
     advice = [_ADVICE[seen.reason]] if seen.reason in _ADVICE else []
     return kind(
@@ -333,7 +251,11 @@ def _timed_out(task_ids: Collection[str], seen: Mapping[str, Snapshot], timeout:
     what = f"{len(open_)} tasks have not ended"
     if len(open_) == 1:
         (one,) = open_
-        what = f"task {one} is {seen[one].status.value}" if one in seen else f"nothing is known of task {one} yet"
+        what = (
+            f"task {one} is {seen[one].status.value}"
+            if one in seen
+            else f"nothing is known of task {one} yet"
+        )
     return TimeoutError(
         f"waited {timeout:g} s and {what}",
         suggestions=["The work goes on: wait again, or stop it with cancel()."],

@@ -95,7 +95,13 @@ class Flow:
         key = idempotency_key or random_key()
         try:
             task = self.invoke_async(
-                module_path, function_name, args, kwargs, code_root=code_root, idempotency_key=key, **task_params
+                module_path,
+                function_name,
+                args,
+                kwargs,
+                code_root=code_root,
+                idempotency_key=key,
+                **task_params,
             )
             return task.get_result()
         except (KeyboardInterrupt, SystemExit):
@@ -121,7 +127,9 @@ class Flow:
         cannot travel to ones that stand in for them there. The machine's Python must have our major.minor version.
         """
         files = live_call(function, tuple(args), dict(kwargs or {}), serialization, replace or {})
-        return self._call(files, getattr(function, "__name__", "call"), task_params, idempotency_key, serialization)
+        return self._call(
+            files, getattr(function, "__name__", "call"), task_params, idempotency_key, serialization
+        )
 
     def _call(
         self,
@@ -147,7 +155,9 @@ class Flow:
                 return command_or_config
             return command_or_config.replace(**given)
         if command_or_config is not None:
-            given["command"] = command_or_config if isinstance(command_or_config, str) else list(command_or_config)
+            given["command"] = (
+                command_or_config if isinstance(command_or_config, str) else list(command_or_config)
+            )
         if not any(given.get(name) is not None for name in ("instance_type", "gpu", "min_gpu_memory_gb")):
             given["instance_type"] = self.settings.default_instance_type
         return TaskConfig(**given)
@@ -158,7 +168,9 @@ class Flow:
 
         return (SpecFile(name="code.tar.gz", path=bundle.pack(root).path),)
 
-    def _submit(self, wanted: TaskConfig, files: Sequence[SpecFile], key: str | None, *, call: bool = False) -> str:
+    def _submit(
+        self, wanted: TaskConfig, files: Sequence[SpecFile], key: str | None, *, call: bool = False
+    ) -> str:
         spec = TaskSpec.from_config(wanted, files=tuple(files))
         if call:
             spec = spec.model_copy(update={"entry": "call", "labels": {**spec.labels, KIND_LABEL: "call"}})
@@ -206,7 +218,9 @@ class Flow:
 
     # -- instances and volumes
 
-    def find_instances(self, requirements: Mapping[str, Any] | None = None, limit: int = 10) -> list[Instance]:
+    def find_instances(
+        self, requirements: Mapping[str, Any] | None = None, limit: int = 10
+    ) -> list[Instance]:
         """Return up to `limit` instance types that meet the requirements, the cheapest first.
 
         Requirements: instance_type, gpu_type, min_gpu_count, gpu_memory_gb (each GPU at least), max_price (per hour),
@@ -273,7 +287,9 @@ def _requirements(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _meets(one: Instance, wanted: Mapping[str, Any]) -> bool:
     # A simulated GPU stands for any.
-    model = one.instance_id == "simulated" or one.gpu_type == str(wanted.get("gpu_type", one.gpu_type)).lower()
+    model = (
+        one.instance_id == "simulated" or one.gpu_type == str(wanted.get("gpu_type", one.gpu_type)).lower()
+    )
     return (
         model
         and one.gpu_count >= wanted.get("min_gpu_count", 0)
@@ -355,7 +371,9 @@ def get_task(task_id: str) -> Task:
     return default().get_task(task_id)
 
 
-def create_volume(size_gb: int, name: str | None = None, interface: Literal["block", "file"] = "block") -> Volume:
+def create_volume(
+    size_gb: int, name: str | None = None, interface: Literal["block", "file"] = "block"
+) -> Volume:
     """Create persistent storage; see `Flow.create_volume`."""
     return default().create_volume(size_gb, name, interface)
 

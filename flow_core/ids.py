@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 
 from flow_core.errors import TaskNotFoundError
 
-_PATTERN = re.compile(r"(?P<slug>[a-z0-9](?:[a-z0-9-]{0,39})?)-(?P<digest>[0-9a-f]{16})-(?P<attempt>[1-9][0-9]{0,8})")
+_PATTERN = re.compile(
+    r"(?P<slug>[a-z0-9](?:[a-z0-9-]{0,39})?)-(?P<digest>[0-9a-f]{16})-(?P<attempt>[1-9][0-9]{0,8})"
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class TaskId:
         if match is None:
             raise TaskNotFoundError(
                 f"{text!r} is not a task id",
-                suggestions=["A task id looks like 'train-3f2a9c1b7d5e8f60-1'; list the tasks with flow.list_tasks()."],
+                suggestions=[
+                    "A task id looks like 'train-3f2a9c1b7d5e8f60-1'; list the tasks with flow.list_tasks()."
+                ],
             )
         return cls(match["slug"], match["digest"], int(match["attempt"]))
 

@@ -104,7 +104,8 @@ class FakeProvider(Provider):
         self._count("poll", task_ids)
         lost = TaskStatus.LOST
         return {
-            one: self.tasks.get(one) or Snapshot(task_id=one, name="", status=lost, reason="lost") for one in task_ids
+            one: self.tasks.get(one) or Snapshot(task_id=one, name="", status=lost, reason="lost")
+            for one in task_ids
         }
 
     def read_log(self, task_id: str, *, node: int = 0, offset: int = 0, limit: int = 65536) -> LogChunk:
@@ -114,7 +115,9 @@ class FakeProvider(Provider):
         start = max(0, len(data) + offset) if offset < 0 else offset
         piece = data[start : start + limit]
         ended = self.tasks[task_id].status.final
-        return LogChunk(data=piece, next_offset=start + len(piece), end=ended and start + len(piece) >= len(data))
+        return LogChunk(
+            data=piece, next_offset=start + len(piece), end=ended and start + len(piece) >= len(data)
+        )
 
     def cancel(self, task_ids: Collection[str]) -> None:
         self._count("cancel", task_ids)
@@ -216,7 +219,9 @@ class ProviderContract:
 
     def process(self, environment: Mapping[str, str], code: str, *args: str) -> subprocess.Popen[str]:
         """Run Python code in a process of its own; `provider` is there."""
-        head = "import sys\nfrom flow_core import config, providers\nprovider = providers.load(config.load())\n"
+        head = (
+            "import sys\nfrom flow_core import config, providers\nprovider = providers.load(config.load())\n"
+        )
         return subprocess.Popen(
             [sys.executable, "-c", head + textwrap.dedent(code), *args],
             env={**os.environ, **environment},
@@ -231,7 +236,9 @@ class ProviderContract:
         assert process.returncode == 0, err
         return out
 
-    def submit_elsewhere(self, environment: Mapping[str, str], spec: TaskSpec, task_id: str) -> subprocess.Popen[str]:
+    def submit_elsewhere(
+        self, environment: Mapping[str, str], spec: TaskSpec, task_id: str
+    ) -> subprocess.Popen[str]:
         code = """
         from flow_core.models import TaskSpec
         provider.submit(TaskSpec.model_validate_json(sys.argv[1]), task_id=sys.argv[2])
@@ -265,7 +272,8 @@ class ProviderContract:
     def test_racing_threads_start_one_task(self, provider: Provider, tmp_path: Path) -> None:
         task_id, spec = self.new_id(), self.spec(self.COUNTED)
         threads = [
-            threading.Thread(target=provider.submit, args=(spec,), kwargs={"task_id": task_id}) for _ in range(8)
+            threading.Thread(target=provider.submit, args=(spec,), kwargs={"task_id": task_id})
+            for _ in range(8)
         ]
         for thread in threads:
             thread.start()
@@ -327,7 +335,9 @@ class ProviderContract:
         gone = int(self.output(provider, str(first)).split()[-1])
         assert int(self.output(provider, str(first.next()))) >= gone
 
-    def test_what_can_never_run_is_rejected_and_leaves_nothing(self, provider: Provider, impossible: TaskSpec) -> None:
+    def test_what_can_never_run_is_rejected_and_leaves_nothing(
+        self, provider: Provider, impossible: TaskSpec
+    ) -> None:
         task_id = self.new_id()
         with pytest.raises(SpecRejected):
             provider.submit(impossible, task_id=task_id)
@@ -429,7 +439,9 @@ class ProviderContract:
     @pytest.mark.parametrize("step", [1, 3, 4096])
     def test_a_log_is_whole_in_pieces_of_any_size(self, provider: Provider, step: int) -> None:
         text = "\u4e16\u754c \U0001f680 no newline at the end"
-        assert self.output(provider, self.start(provider, f"printf '%s' '{text}'"), step=step) == text
+        task_id = self.start(provider, f"printf '%s' '{text}'")
+        self.end(provider, task_id)  # the whole log is there, and the end is not to be announced before it is read
+        assert self.output(provider, task_id, step=step) == text
 
     def test_the_end_of_a_log_is_announced_after_the_last_byte_alone(self, provider: Provider) -> None:
         task_id = self.start(provider, "echo ready; sleep 0.3; seq 1 2000; printf last")
@@ -438,7 +450,9 @@ class ProviderContract:
         chunk = provider.read_log(task_id, offset=6)
         assert (chunk.data, chunk.end) == (b"", False)
         assert time.monotonic() - before < 5
-        assert self.output(provider, task_id) == "ready\n" + "".join(f"{n}\n" for n in range(1, 2001)) + "last"
+        assert (
+            self.output(provider, task_id) == "ready\n" + "".join(f"{n}\n" for n in range(1, 2001)) + "last"
+        )
 
     def test_a_negative_offset_counts_from_the_end(self, provider: Provider) -> None:
         task_id = self.start(provider, "printf abcdef")
@@ -499,7 +513,9 @@ class ProviderContract:
 
     # -- fetch
 
-    def test_fetch_brings_a_file_and_says_when_there_is_none(self, provider: Provider, tmp_path: Path) -> None:
+    def test_fetch_brings_a_file_and_says_when_there_is_none(
+        self, provider: Provider, tmp_path: Path
+    ) -> None:
         task_id = self.start(provider, 'printf content > "$FLOW_TASK_DIR/made"')
         self.end(provider, task_id)
         assert self.file(provider, task_id, "made", tmp_path) == "content"

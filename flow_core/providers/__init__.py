@@ -36,5 +36,7 @@ def load(settings: Settings) -> Provider:
             suggestions=[f"Install what it needs, for example: pip install 'flow-gpu[{settings.provider}]'."],
         ) from error
     if not isinstance(provider, Provider):
-        raise ConfigError(f"the provider {settings.provider!r} ({target}) is not a flow_core.providers.spi.Provider")
+        raise ConfigError(
+            f"the provider {settings.provider!r} ({target}) is not a flow_core.providers.spi.Provider"
+        )
     return provider

@@ -165,9 +165,11 @@ def release(folder: Path) -> None:
 _STATUS = {"cancelled": TaskStatus.CANCELLED}
 
 
-def snapshot(task_id: str, facts: Mapping[str, Any] | None, *, host: str, address: str, region: str) -> Snapshot:
+def snapshot(
+    task_id: str, facts: Mapping[str, Any] | None, *, host: str, address: str, region: str
+) -> Snapshot:
     """Say what the facts gathered on the machine (`flow_core.runner.task.probe`) mean. Pure."""
-    if facts is None or facts["spec"].get("task_id") != task_id:
+    if facts is None:
         return Snapshot(
             task_id=task_id,
             name="",
@@ -210,7 +212,9 @@ def _verdict(facts: Mapping[str, Any]) -> tuple[TaskStatus, str, str]:
     record = facts["exit"]
     if record is not None:
         reason, code = record["reason"], record.get("code")
-        status = TaskStatus.COMPLETED if reason == "exit" and code == 0 else _STATUS.get(reason, TaskStatus.FAILED)
+        status = (
+            TaskStatus.COMPLETED if reason == "exit" and code == 0 else _STATUS.get(reason, TaskStatus.FAILED)
+        )
         return status, "released" if facts["released"] else reason, record.get("message", "")
     if facts["started"] is not None:
         return TaskStatus.RUNNING, "cancelling" if facts["cancel"] else "", ""

@@ -192,7 +192,9 @@ class LocalProvider(Provider):
 
     def read_log(self, task_id: str, *, node: int = 0, offset: int = 0, limit: int = 65536) -> LogChunk:
         folder = self._existing(task_id)
-        final = (folder / "exit.json").exists()  # looked at first: what is written before the end is then in the file
+        final = (
+            folder / "exit.json"
+        ).exists()  # looked at first: what is written before the end is then in the file
         try:
             with open(folder / f"log.{int(node)}", "rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -247,7 +249,9 @@ class LocalProvider(Provider):
             if now - ended > self.settings.retention_days * 86400:
                 trash = record.parent.with_name(f".old-{secrets.token_hex(8)}")
                 try:
-                    record.parent.rename(trash)  # gone at once for everybody who looks, then removed at leisure
+                    record.parent.rename(
+                        trash
+                    )  # gone at once for everybody who looks, then removed at leisure
                 except FileNotFoundError:  # somebody else sweeps too
                     continue
                 shutil.rmtree(trash, ignore_errors=True)

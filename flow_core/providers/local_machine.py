@@ -68,7 +68,11 @@ class Devices:
         """Find the GPUs, or take the declared number; with both, the declared number of the real ones."""
         found = _nvidia_smi()
         if found is not None:
-            return found if declared is None else cls(found.names[:declared], found.model, found.memory_gb, real=True)
+            return (
+                found
+                if declared is None
+                else cls(found.names[:declared], found.model, found.memory_gb, real=True)
+            )
         # A declared GPU answers to any name; this is the one it is listed under.
         return cls(tuple(str(index) for index in range(declared or 0)), "a100", None, real=False)
 
@@ -142,7 +146,9 @@ def _nvidia_smi() -> Devices | None:
 def _short_model(name: str) -> str:
     """'NVIDIA H100 80GB HBM3' -> 'h100': the word with a digit in it, as the GPU names are written elsewhere."""
     words = name.replace("-", " ").lower().split()
-    return next((word for word in words if any(c.isdigit() for c in word) and not word.endswith("gb")), name.lower())
+    return next(
+        (word for word in words if any(c.isdigit() for c in word) and not word.endswith("gb")), name.lower()
+    )
 
 
 def _gigabytes(mebibytes: Sequence[str]) -> int | None:

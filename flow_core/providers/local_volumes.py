@@ -41,7 +41,9 @@ def can_mount() -> bool:
     except OSError:
         return False
     held = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
-    return held is not None and bool(int(held[1], 16) >> _CAP_SYS_ADMIN & 1)  # root of a container often lacks it
+    return held is not None and bool(
+        int(held[1], 16) >> _CAP_SYS_ADMIN & 1
+    )  # root of a container often lacks it
 
 
 class LocalVolumes:
@@ -107,7 +109,9 @@ class LocalVolumes:
         if facts is None:
             raise TaskNotFoundError(f"there is no task {task_id!r}")
         if facts["started"] is None or facts["exit"] is not None:
-            raise ValidationError(f"task {task_id!r} is not running, so volume {known.name!r} cannot be mounted to it")
+            raise ValidationError(
+                f"task {task_id!r} is not running, so volume {known.name!r} cannot be mounted to it"
+            )
         link = folder / "work" / "volumes" / known.name
         link.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -139,13 +143,19 @@ class LocalVolumes:
     def _resolve(self, wanted: VolumeSpec) -> Volume:
         if wanted.volume_id is not None:
             return self._get(wanted.volume_id)
-        return self.create(name=wanted.name, size_gb=wanted.size_gb or DEFAULT_VOLUME_GB, interface=wanted.interface)
+        return self.create(
+            name=wanted.name, size_gb=wanted.size_gb or DEFAULT_VOLUME_GB, interface=wanted.interface
+        )
 
     def _get(self, volume: str) -> Volume:
-        found = self._find(volume) or next((known for known in self.list() if known.volume_id == volume), None)
+        found = self._find(volume) or next(
+            (known for known in self.list() if known.volume_id == volume), None
+        )
         if found is None:
             names = ", ".join(known.name for known in self.list()) or "none"
-            raise VolumeNotFoundError(f"there is no volume {volume!r}", suggestions=[f"Volumes that exist: {names}."])
+            raise VolumeNotFoundError(
+                f"there is no volume {volume!r}", suggestions=[f"Volumes that exist: {names}."]
+            )
         return found
 
     def _find(self, name: str) -> Volume | None:
@@ -164,6 +174,8 @@ class LocalVolumes:
                 continue
             spec = records.read_json(str(path.parent), "spec.json") or {}
             named = spec.get("spec", {}).get("volumes", [])
-            if any(one.get("name") == volume.name or one.get("volume_id") == volume.volume_id for one in named):
+            if any(
+                one.get("name") == volume.name or one.get("volume_id") == volume.volume_id for one in named
+            ):
                 users.append(str(spec["task_id"]))
         return users

@@ -64,15 +64,15 @@ class Runner:
             raise Stopped
 
     def asked_to_stop(self) -> bool:
+        """Whether somebody has asked the task to stop."""
         return os.path.exists(os.path.join(self.folder, "cancel"))
 
     # -- before the start
 
     def wait_for_start(self, ticket: tuple[str, int] | None) -> list[str]:
         """Return the names of our GPUs once it is our turn and the attempt before this one is gone. Raises Stopped."""
-        signal.setitimer(
-            signal.ITIMER_REAL, _LOOK_S, _LOOK_S
-        )  # a signal that came just before a blocking call is not lost
+        # A signal that comes just before a blocking call would be lost: this one comes again.
+        signal.setitimer(signal.ITIMER_REAL, _LOOK_S, _LOOK_S)
         try:
             self.waiting = True
             if self.signal or self.asked_to_stop():
@@ -106,7 +106,9 @@ class Runner:
             slots.wait_for_turn(gpu["queue"], ticket[0])
             pool = slots.Slots(gpu["slots"], gpu["devices"])
             granted = pool.acquire(gpu["count"])
-            self.granted_at = time.time()  # still at the head of the queue: these times are in order of arrival
+            self.granted_at = (
+                time.time()
+            )  # still at the head of the queue: these times are in order of arrival
         finally:
             slots.leave(gpu["queue"], *ticket)
         self.locks += pool.held.values()
@@ -126,7 +128,9 @@ class Runner:
             self.stop(0)
             return self.end("start-failed", 127, None, str(error))
         outcome = self.watch()
-        self.stop(self.job["kill_grace_s"] if outcome[0] in ("cancelled", "time-limit", "runner-died") else 1.0)
+        self.stop(
+            self.job["kill_grace_s"] if outcome[0] in ("cancelled", "time-limit", "runner-died") else 1.0
+        )
         return self.end(*outcome)
 
     def begin(self, granted: list[str]) -> None:
@@ -209,12 +213,7 @@ class Runner:
         if self.asked_to_stop():
             when = "while it ran" if self.ranks else "before it started"
             return "cancelled", None, None, f"cancelled {when}"
-        return (
-            "runner-died",
-            None,
-            self.signal,
-            f"the runner was ended from outside by signal {self.signal}",
-        )
+        return "runner-died", None, self.signal, f"the runner was ended from outside by signal {self.signal}"
 
     def _why_failed(self, rank: Rank) -> tuple[str, int | None, int | None, str]:
         where = "" if len(self.ranks) == 1 else f"node {rank.index} of {len(self.ranks)}: "
@@ -230,12 +229,8 @@ class Runner:
             return "exit", code, None, f"{where}exit code {code}"
         name = signal.Signals(number).name if number in signal.Signals.__members__.values() else str(number)
         if number == signal.SIGKILL and _oom_kills() > self.oom_before:
-            return (
-                "out-of-memory",
-                128 + number,
-                number,
-                f"{where}the kernel killed it because memory ran out",
-            )
+            message = f"{where}the kernel killed it because memory ran out"
+            return "out-of-memory", 128 + number, number, message
         return "killed", 128 + number, number, f"{where}killed by {name}"
 
     @staticmethod
@@ -306,7 +301,7 @@ def _guard(folder: str, pipe: int, locks: list[int]) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run the task in the folder `argv[1]`. Exit status 0: the exit record is written, or another runner has the task."""
+    """Run the task in the folder `argv[1]`; return 0 when its end is on record, or when another runner has it."""
     folder = argv[1]
     ticket = (argv[2], int(argv[3])) if len(argv) > 3 else None
     lock = task.claim(folder)
@@ -317,7 +312,7 @@ def main(argv: list[str]) -> int:
     runner.listen()
     try:
         record = runner.run(ticket)
-    except Exception as error:  # the task must end with a record, whatever is wrong with this machine or with us
+    except Exception as error:  # noqa: BLE001 - the task must end with a record, whatever is wrong here
         import traceback
 
         traceback.print_exc()

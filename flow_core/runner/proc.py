@@ -1,4 +1,4 @@
-"""Processes as the runner sees them: who is alive, who belongs to a task, how they die. Standard library only, Python 3.8+."""
+"""Processes as the runner sees them: who is alive, who belongs to a task, how they die. Stdlib only, Python 3.8+."""
 
 from __future__ import annotations
 
@@ -49,7 +49,11 @@ def _start_time_by_ps(pid: int) -> str | None:
 
     out = subprocess.run(
         ["ps", "-o", "stat=,lstart=", "-p", str(pid)],
-        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC0"},  # the same words for everybody
+        env={
+            "PATH": os.environ.get("PATH", os.defpath),
+            "LC_ALL": "C",
+            "TZ": "UTC0",
+        },  # the same words for everybody
         stdout=subprocess.PIPE,
         check=False,
     ).stdout.decode()

@@ -1,4 +1,4 @@
-"""The user's processes: one per node, with its environment, its log and its GPUs. Standard library only, Python 3.8+."""
+"""The user's processes: one per node, with its environment, log and GPUs. Standard library only, Python 3.8+."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ class Rank:
 
     @property
     def failed(self) -> bool:
+        """Whether it has ended, and not well."""
         return self.status is not None and self.status != 0
 
     def kill(self, number: int) -> None:
@@ -56,7 +57,8 @@ class Rank:
         """Say why the container engine did not run the command, "" when the exit code is the user's own."""
         if self.container is None or code != 125:
             return ""
-        return f"{self.container.engine} could not run the image {self.container.image!r} (exit code 125); its own words are in the log"
+        what = f"{self.container.engine} could not run the image {self.container.image!r}"
+        return f"{what} (exit code 125); its own words are in the log"
 
     def clean_up(self) -> None:
         """Remove the container, if there was one; the client's death does not end it."""
@@ -80,7 +82,9 @@ class Container:
         if os.path.basename(self.engine) in ("apptainer", "singularity"):
             binds = [f"--bind={source}:{target}" for source, target in self.mounts]
             nvidia = ["--nv"] if self.real_gpus else []
-            image = self.image if "://" in self.image or os.path.exists(self.image) else "docker://" + self.image
+            image = (
+                self.image if "://" in self.image or os.path.exists(self.image) else "docker://" + self.image
+            )
             return [self.engine, "exec", "--containall", *nvidia, *binds, "--pwd", cwd, image, *command]
         volumes = [f"--volume={source}:{target}" for source, target in self.mounts]
         names = [
@@ -157,13 +161,9 @@ def start(folder: str, job: dict[str, Any], granted: list[str]) -> list[Rank]:
         if container is not None:
             argv = container.argv(argv, env, cwd, gpus)
             env = {**env, **{name: os.environ[name] for name in ENGINE_VARIABLES if name in os.environ}}
-        ranks.append(
-            Rank(
-                index,
-                spawn(folder, index, argv, env, cwd, job["mounts"] if container is None else []),
-                container,
-            )
-        )
+        log = os.path.join(folder, f"log.{index}")
+        pid = spawn(log, argv, env=env, cwd=cwd, mounts=job["mounts"] if container is None else [])
+        ranks.append(Rank(index, pid, container))
     return ranks
 
 
@@ -221,12 +221,12 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def spawn(folder: str, index: int, argv: list[str], env: dict[str, str], cwd: str, mounts: list[list[str]]) -> int:
+def spawn(log_path: str, argv: list[str], *, env: dict[str, str], cwd: str, mounts: list[list[str]]) -> int:
     """Start one process in a session of its own, output to its log; return its pid. Raises StartFailed.
 
     Fork and exec by hand: the child needs its mounts and its tie to the runner before the user's program begins.
     """
-    log = os.open(os.path.join(folder, f"log.{index}"), os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    log = os.open(log_path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
     tell, told = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -250,9 +250,11 @@ def spawn(folder: str, index: int, argv: list[str], env: dict[str, str], cwd: st
                 proc.bind_mount(mounts)
             os.chdir(cwd)
             os.execvpe(argv[0], argv, env)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the parent is told and this child ends
             reason = (
-                f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
+                f"{error.strerror}: {error.filename}"
+                if isinstance(error, OSError) and error.filename
+                else str(error)
             )
             os.write(told, reason.encode("utf-8", "replace")[:4000])
         os._exit(127)
@@ -267,5 +269,7 @@ def spawn(folder: str, index: int, argv: list[str], env: dict[str, str], cwd: st
     os.close(tell)
     if trouble:
         os.waitpid(pid, 0)
-        raise StartFailed("could not start {!r} in {}: {}".format(argv[0], cwd, trouble.decode(errors="replace")))
+        raise StartFailed(
+            "could not start {!r} in {}: {}".format(argv[0], cwd, trouble.decode(errors="replace"))
+        )
     return pid

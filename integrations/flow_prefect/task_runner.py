@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -83,7 +84,7 @@ class FlowTaskRunner(TaskRunner[PrefectFuture[Any]]):
             raise RuntimeError("Task runner is not started")
         check_body(task)
         wanted = options.wanted(self._task_options, task.fn)
-        body = Body(self._bodies, task.fn, wanted, source=task.source_code, timeout_s=task.timeout_seconds)
+        body = Body(self._bodies, task.fn, wanted, source=_source(task), timeout_s=task.timeout_seconds)
         context = FlowRunContext.get()
         if context is not None and context.flow_run is not None and context.task_runner is self:
             self._flow_run = context.flow_run
@@ -151,6 +152,14 @@ def _failure(exc_type: type[BaseException] | None, flow_run: FlowRun | None) -> 
     if state is None or state.is_completed() or state.is_paused():
         return None
     return "is tried again" if state.is_running() else f"ended in state {state.name}"
+
+
+def _source(task: Task[Any, Any]) -> str | None:
+    """The text of a task's function; Prefect 3.6 does not keep it."""
+    try:
+        return getattr(task, "source_code", None) or inspect.getsource(task.fn)
+    except (OSError, TypeError):
+        return None
 
 
 def _with_body(task: Task[Any, Any], body: Body) -> Task[Any, Any]:

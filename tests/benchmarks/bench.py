@@ -67,7 +67,10 @@ def rows(home: Path) -> list[Row]:
         Row("python -c pass", python("-c", "pass")),
         Row("import flow_core, in a new Python", python("-c", "import flow_core")),
         Row("run(['true']): submit alone", lambda: timed(lambda: flow.run(["true"], upload_code=False))),
-        Row("run(['true']): submit to end", lambda: timed(lambda: flow.run(["true"], upload_code=False).wait())),
+        Row(
+            "run(['true']): submit to end",
+            lambda: timed(lambda: flow.run(["true"], upload_code=False).wait()),
+        ),
         Row(
             "run(['true'], gpu='a100'): to end",
             lambda: timed(lambda: flow.run(["true"], gpu="a100", upload_code=False).wait()),
@@ -95,7 +98,9 @@ def interleaved(measured: list[Row], rounds: int, console: Console) -> None:
 
 def table(measured: list[Row]) -> Table:
     floor = measured[0].seconds
-    out = Table("what", "median ms", "x floor", "smallest to largest", title="One call, each in its own process")
+    out = Table(
+        "what", "median ms", "x floor", "smallest to largest", title="One call, each in its own process"
+    )
     for row in measured:
         ratios = [one / base for one, base in zip(row.seconds, floor, strict=True)]
         out.add_row(
@@ -166,7 +171,9 @@ def main() -> None:
             many.add_row(name, value)
         console.print(many)
     load = os.getloadavg()[0]
-    console.print(f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, load average {load:.1f} at the end")
+    console.print(
+        f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, load average {load:.1f} at the end"
+    )
 
 
 if __name__ == "__main__":

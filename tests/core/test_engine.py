@@ -86,7 +86,9 @@ def test_after_an_end_without_success_the_same_key_is_a_new_attempt(
     assert engine.submit(SPEC, key="k") == second
 
 
-def test_an_adopted_task_that_may_be_half_submitted_is_submitted_again(engine: Engine, fake: FakeProvider) -> None:
+def test_an_adopted_task_that_may_be_half_submitted_is_submitted_again(
+    engine: Engine, fake: FakeProvider
+) -> None:
     first = engine.submit(SPEC, key="k")
     fake.calls.clear()
     engine.submit(SPEC, key="k")
@@ -118,14 +120,18 @@ def test_wait_for_any_returns_at_the_first_end(engine: Engine, fake: FakeProvide
     assert clock.time < 8
 
 
-def test_a_wait_never_stays_away_from_python_for_long(engine: Engine, fake: FakeProvider, clock: FakeClock) -> None:
+def test_a_wait_never_stays_away_from_python_for_long(
+    engine: Engine, fake: FakeProvider, clock: FakeClock
+) -> None:
     one = engine.submit(SPEC, key="k")
     clock.on_sleep = lambda now: fake.set(one, TaskStatus.COMPLETED) if now > 100 else None
     engine.wait([one])
     assert max(clock.slept) <= 0.1
 
 
-def test_a_wait_asks_no_more_often_than_the_provider_says(engine: Engine, fake: FakeProvider, clock: FakeClock) -> None:
+def test_a_wait_asks_no_more_often_than_the_provider_says(
+    engine: Engine, fake: FakeProvider, clock: FakeClock
+) -> None:
     one = engine.submit(SPEC, key="k")
     clock.on_sleep = lambda now: fake.set(one, TaskStatus.COMPLETED) if now > 100 else None
     fake.calls.clear()
@@ -143,7 +149,9 @@ def test_a_wait_that_is_too_long_raises_and_the_task_goes_on(
     assert fake.tasks[one].status is TaskStatus.PENDING
 
 
-def test_a_provider_that_does_not_answer_is_asked_again(engine: Engine, fake: FakeProvider, clock: FakeClock) -> None:
+def test_a_provider_that_does_not_answer_is_asked_again(
+    engine: Engine, fake: FakeProvider, clock: FakeClock
+) -> None:
     one = engine.submit(SPEC, key="k")
     fake.trouble = [ProviderUnavailable("no route")] * 5
     clock.on_sleep = lambda now: fake.set(one, TaskStatus.COMPLETED) if now > 2 else None
@@ -182,7 +190,9 @@ def test_poll_asks_for_each_task_once(engine: Engine, fake: FakeProvider) -> Non
     assert engine.poll([]) == {}
 
 
-def test_followed_lines_are_whole_whatever_the_pieces(engine: Engine, fake: FakeProvider, clock: FakeClock) -> None:
+def test_followed_lines_are_whole_whatever_the_pieces(
+    engine: Engine, fake: FakeProvider, clock: FakeClock
+) -> None:
     one = engine.submit(SPEC, key="k")
     text = "first\nzw\u00f6lf \U0001f680\n\nno newline"
     data = text.encode()
@@ -195,6 +205,13 @@ def test_followed_lines_are_whole_whatever_the_pieces(engine: Engine, fake: Fake
 
     clock.on_sleep = byte_by_byte
     assert "".join(engine.follow(one)) == text
+
+
+def test_a_line_that_never_ends_is_followed_in_reasonable_time(engine: Engine, fake: FakeProvider) -> None:
+    one = engine.submit(SPEC, key="k")
+    fake.logs[one] = b"\rprogress" * 2_000_000
+    fake.set(one, TaskStatus.COMPLETED)
+    assert [len(line) for line in engine.follow(one)] == [18_000_000]
 
 
 def test_the_tail_is_the_last_lines_of_a_log_of_any_length(engine: Engine, fake: FakeProvider) -> None:
@@ -221,7 +238,14 @@ def test_the_tail_is_the_last_lines_of_a_log_of_any_length(engine: Engine, fake:
 )
 def test_each_end_has_its_error(reason: str, kind: type[TaskExecutionError], retryable: bool) -> None:
     error = failure(
-        Snapshot(task_id="t", name="n", status=TaskStatus.FAILED, reason=reason, message="what happened", exit_code=7),
+        Snapshot(
+            task_id="t",
+            name="n",
+            status=TaskStatus.FAILED,
+            reason=reason,
+            message="what happened",
+            exit_code=7,
+        ),
         "the end",
     )
     assert type(error) is kind

@@ -93,7 +93,7 @@ def test_two_threads_that_wait_for_one_task_do_not_take_it_from_each_other() -> 
     fake.set(one, TaskStatus.COMPLETED)
     patient.join(10)
     assert [seen.status for seen in ended] == [TaskStatus.COMPLETED]
-    assert not engine._watched and not engine._seen
+    assert not engine.watch._wanted and not engine.watch._seen
 
 
 def test_an_interrupt_in_a_wait_leaves_nothing_behind() -> None:
@@ -107,7 +107,7 @@ def test_an_interrupt_in_a_wait_leaves_nothing_behind() -> None:
     clock.on_sleep = interrupt
     with pytest.raises(KeyboardInterrupt):
         engine.wait([one])
-    assert not engine._watched and not engine._seen
+    assert not engine.watch._wanted and not engine.watch._seen
     clock.on_sleep = lambda _now: fake.set(one, TaskStatus.COMPLETED)
     assert engine.wait([one])[one].status.succeeded
 

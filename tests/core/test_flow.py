@@ -131,7 +131,9 @@ def test_the_same_key_is_the_same_task_in_every_form(flow: Flow) -> None:
 
 def test_a_task_tells_all_about_itself(flow: Flow) -> None:
     before = datetime.now(timezone.utc)
-    task = flow.run("echo one; sleep 0.2", instance_type="a100", name="job", ports=[8888], env={"TOKEN": "secret"})
+    task = flow.run(
+        "echo one; sleep 0.2", instance_type="a100", name="job", ports=[8888], env={"TOKEN": "secret"}
+    )
     task.wait()
     assert task.created_at is not None and task.started_at is not None and task.completed_at is not None
     assert before <= task.created_at <= task.started_at <= task.completed_at
@@ -239,7 +241,9 @@ def test_instances_are_found_by_requirement_and_can_be_asked_for(flow: Flow) -> 
 def test_a_volume_is_made_listed_attached_and_deleted(flow: Flow) -> None:
     volume = flow.create_volume(size_gb=100, name="checkpoints")
     assert flow.create_volume(100, "checkpoints").volume_id == volume.volume_id
-    assert [(one.name, one.size_gb, one.region) for one in flow.list_volumes()] == [("checkpoints", 100, "local")]
+    assert [(one.name, one.size_gb, one.region) for one in flow.list_volumes()] == [
+        ("checkpoints", 100, "local")
+    ]
     task = flow.run("ls volumes", volumes=[{"volume_id": volume.volume_id}])
     task.wait()
     assert task.logs() == "checkpoints\n"
@@ -274,7 +278,11 @@ def test_debug_shows_what_happens_and_no_secret(home: Path) -> None:
     code = "from flow_core import run; run('true', upload_code=False, env={'TOKEN': 'hunter2'}).wait()"
     quiet = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loud = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "FLOW_DEBUG": "1"}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "FLOW_DEBUG": "1"},
     )
     assert quiet.stderr == ""
     assert "submitting task-" in loud.stderr and "hunter2" not in loud.stderr
@@ -295,7 +303,9 @@ def test_every_public_name_can_be_imported_and_documents_itself() -> None:
 def test_importing_the_package_loads_nothing_heavy() -> None:
     heavy = ("pydantic", "requests", "paramiko", "yaml", "cloudpickle", "asyncio", "typing")
     code = f"import sys, flow_core; print([name for name in {heavy} if name in sys.modules])"
-    out = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert out.startswith("[]"), out
 
 

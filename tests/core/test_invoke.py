@@ -164,7 +164,9 @@ def test_a_killed_process_is_reported_as_killed(flow: Flow) -> None:
         ([float("nan")], r"args\[0\]"),
     ],
 )
-def test_what_json_cannot_carry_is_refused_before_anything_starts(flow: Flow, args: list[Any], path: str) -> None:
+def test_what_json_cannot_carry_is_refused_before_anything_starts(
+    flow: Flow, args: list[Any], path: str
+) -> None:
     with pytest.raises(TypeError, match="Cannot serialize arguments. Save to disk and pass path.") as caught:
         flow.invoke("train.py", "echo", args)
     assert isinstance(caught.value, SerializationError)
@@ -218,7 +220,10 @@ def test_a_handle_follows_cancels_and_times_out(flow: Flow) -> None:
 def test_another_process_collects_by_id(flow: Flow) -> None:
     task = flow.invoke_async("train.py", "add", [1])
     code = f"from flow_core import InvokeTask; print(InvokeTask.from_id({task.task_id!r}).get_result(30))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "2\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "2\n"
+    )
     again = flow.get_task(task.task_id)
     assert isinstance(again, InvokeTask) and again.get_result() == 2
 
@@ -273,7 +278,9 @@ def test_a_module_in_a_package_is_found_by_path_and_by_name(flow: Flow, tmp_path
 
 
 def test_flowignore_keeps_files_at_home(flow: Flow) -> None:
-    Path("ls.py").write_text("import os\ndef ls():\n    return sorted(set(os.listdir('.')) - {'__pycache__'})\n")
+    Path("ls.py").write_text(
+        "import os\ndef ls():\n    return sorted(set(os.listdir('.')) - {'__pycache__'})\n"
+    )
     Path("data").mkdir()
     Path("data/big.bin").write_text("x")
     Path("data/keep.txt").write_text("x")
@@ -288,7 +295,10 @@ def test_the_module_level_calls_use_the_settings_of_the_environment(
         from flow_core import invoke, invoke_async, list_tasks
         print(invoke("train.py", "add", [1]), invoke_async("train.py", "add", args=[2]).get_result(), len(list_tasks()))
     """
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "2 3 2\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "2 3 2\n"
+    )
 
 
 def test_the_parallel_experiments_of_the_document(flow: Flow) -> None:

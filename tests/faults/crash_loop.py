@@ -80,10 +80,14 @@ def main(home: Path, runs: int) -> None:
         key, starts = f"run {run}", home / f"starts-{run}"
         killed += forked(module, starts, key, kill_at) is None
         before = flow.find(key)
-        if before is None or before.snapshot.reason != "released":  # killed before it could say that it had the value
+        if (
+            before is None or before.snapshot.reason != "released"
+        ):  # killed before it could say that it had the value
             value: object
             try:
-                value = flow.invoke_async(module, "once", [str(starts), key], idempotency_key=key).get_result(60)
+                value = flow.invoke_async(module, "once", [str(starts), key], idempotency_key=key).get_result(
+                    60
+                )
             except Exception as error:
                 value = error
             if value != key:
@@ -96,7 +100,11 @@ def main(home: Path, runs: int) -> None:
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline and (left := _processes(home)):
         time.sleep(0.05)
-    print(json.dumps({"runs": runs, "steps": steps, "killed": killed, "doubled": doubled, "lost": lost, "left": left}))
+    print(
+        json.dumps(
+            {"runs": runs, "steps": steps, "killed": killed, "doubled": doubled, "lost": lost, "left": left}
+        )
+    )
 
 
 def _processes(home: Path) -> list[str]:

@@ -32,7 +32,9 @@ def build(folder: Path) -> str:
         for library in _libraries([*programs.values(), str(python), *modules]):
             tar.add(Path(library).resolve(), library)
     environment = "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    subprocess.run(["podman", "import", "-q", "-c", environment, str(archive), NAME], check=True, capture_output=True)
+    subprocess.run(
+        ["podman", "import", "-q", "-c", environment, str(archive), NAME], check=True, capture_output=True
+    )
     archive.unlink()
     return NAME
 
@@ -63,6 +65,7 @@ def install_podman() -> str:
         or subprocess.run(["id", "-u"], capture_output=True, check=True).stdout != b"0\n"
     ):
         return "podman is not installed, and installing it takes root and apt-get"
-    for command in (["update", "-q"], ["install", "-qy", "--no-install-recommends", "podman", "runc"]):
-        run = subprocess.run(["apt-get", *command], capture_output=True, text=True, check=False)
+    subprocess.run(["apt-get", "update", "-q"], capture_output=True, check=False)
+    install = ["apt-get", "install", "-qy", "--no-install-recommends", "podman", "runc"]
+    run = subprocess.run(install, capture_output=True, text=True, check=False)
     return "" if run.returncode == 0 else f"podman could not be installed: {run.stderr[-500:]}"

@@ -54,7 +54,10 @@ def wrap(patch: P, name: str, after: Callable[..., Any]) -> None:
 
 def start_twice(patch: P) -> None:
     runner(
-        patch, "task.py", "    if fd is None:\n        return None\n", "    fd = fd or os.open(folder, os.O_RDONLY)\n"
+        patch,
+        "task.py",
+        "    if fd is None:\n        return None\n",
+        "    fd = fd or os.open(folder, os.O_RDONLY)\n",
     )
     runner(patch, "task.py", "        os.close(fd)\n        return None\n", "        pass\n")
     original = LocalProvider._start
@@ -137,7 +140,9 @@ def kill_the_first_process_alone(patch: P) -> None:
 
 def forget_a_cancel_before_the_start(patch: P) -> None:
     def cancel(original: Any, self: LocalProvider, ids: Any) -> None:
-        claimed = [one for one in ids if self._folder_or_none(one) and (self._existing(one) / "claimed").exists()]
+        claimed = [
+            one for one in ids if self._folder_or_none(one) and (self._existing(one) / "claimed").exists()
+        ]
         original(self, claimed)
 
     wrap(patch, "cancel", cancel)
@@ -188,8 +193,14 @@ DEFECTS = {
     for defect in (
         Defect(start_twice, "starts at most once per id", "test_racing_threads_start_one_task"),
         Defect(replace_an_existing_task, "left as it is", "test_an_id_that_exists_is_left_as_it_is"),
-        Defect(leave_a_half_way_submit, "a submit which died half-way is finished", "test_a_submit_that_was_killed"),
-        Defect(do_not_wait_for_the_attempt_before, "only when the last process …", "test_the_next_attempt_starts"),
+        Defect(
+            leave_a_half_way_submit,
+            "a submit which died half-way is finished",
+            "test_a_submit_that_was_killed",
+        ),
+        Defect(
+            do_not_wait_for_the_attempt_before, "only when the last process …", "test_the_next_attempt_starts"
+        ),
         Defect(accept_the_impossible, "SpecRejected: nothing exists now", "test_what_can_never_run"),
         Defect(split_arguments, "arrive unchanged", "test_arguments_and_variables_arrive_unchanged"),
         Defect(find_the_first_attempt, "the newest attempt", "test_find_returns_the_newest_attempt"),
@@ -198,9 +209,13 @@ DEFECTS = {
         Defect(ignore_the_exit_code, "exit codes decide", "test_the_exit_code_decides_the_status"),
         Defect(announce_the_end_of_a_log_too_early, "`end` is True only when …", "test_a_log_is_whole"),
         Defect(kill_the_first_process_alone, "until the last process is gone", "test_cancel_ends_the_whole"),
-        Defect(forget_a_cancel_before_the_start, "also if it has not started", "test_cancel_right_after_submit"),
+        Defect(
+            forget_a_cancel_before_the_start, "also if it has not started", "test_cancel_right_after_submit"
+        ),
         Defect(cancel_what_has_ended, "final ids are left alone", "test_cancel_is_idempotent"),
-        Defect(ask_politely_and_wait_for_ever, "each of them will end", "test_cancel_ends_a_task_that_ignores"),
+        Defect(
+            ask_politely_and_wait_for_ever, "each of them will end", "test_cancel_ends_a_task_that_ignores"
+        ),
         Defect(forget_the_time_limit, "the limit needs nobody", "test_the_time_limit_ends_a_task"),
         Defect(fetch_from_anywhere, "a path that leaves the folder", "test_fetch_does_not_leave_the_folder"),
         Defect(release_the_record_too, "status … stay readable", "test_release_frees_the_files"),

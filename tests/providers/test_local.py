@@ -24,6 +24,7 @@ from flow_core.errors import (
     WorkerDiedError,
 )
 from flow_core.ids import TaskId
+from flow_core.models import TaskConfig, TaskSpec
 from flow_core.runner import proc, slots
 from tests.conftest import processes_under
 
@@ -198,7 +199,9 @@ def test_a_zombie_is_not_alive() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a full disk takes a mount, and that takes root")
-def test_on_a_full_disk_the_task_still_ends_and_a_lost_result_is_no_success(home: Path, tmp_path: Path) -> None:
+def test_on_a_full_disk_the_task_still_ends_and_a_lost_result_is_no_success(
+    home: Path, tmp_path: Path
+) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=True)
@@ -222,10 +225,23 @@ def test_on_a_full_disk_the_task_still_ends_and_a_lost_result_is_no_success(home
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+def test_two_names_for_one_attempt_are_one_task(flow: Flow) -> None:
+    """Two processes may race with the same key and different task names: the first name is shown, both are answered."""
+    task = flow.run("echo once", name="first", upload_code=False)
+    other = task.task_id.replace("first", "second")
+    second = TaskConfig(name="second", command="echo twice", instance_type="cpu")
+    flow.provider.submit(TaskSpec.from_config(second), task_id=other)
+    task.wait(30)
+    assert flow.poll([other])[other].status is TaskStatus.COMPLETED
+    assert flow.get_task(other).logs() == "once\n"
+
+
 # -- the submitter
 
 
-def test_a_task_outlives_its_terminal_and_is_followed_in_another(flow: Flow, home: Path, tmp_path: Path) -> None:
+def test_a_task_outlives_its_terminal_and_is_followed_in_another(
+    flow: Flow, home: Path, tmp_path: Path
+) -> None:
     steps = "for i in 1 2 3; do echo step $i; sleep 0.2; done"
     start = f"from flow_core import run; print(run('{steps}', upload_code=False).task_id)"
     first = subprocess.run(
@@ -298,11 +314,14 @@ def test_a_volume_persists_between_tasks(flow: Flow) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting takes root")
-def test_a_volume_is_mounted_where_it_is_asked_for_and_nobody_else_sees_it(flow: Flow, tmp_path: Path) -> None:
+def test_a_volume_is_mounted_where_it_is_asked_for_and_nobody_else_sees_it(
+    flow: Flow, tmp_path: Path
+) -> None:
     target = tmp_path / "mounted"
     volume = flow.create_volume(1, "checkpoints")
     task = flow.run(
-        f"echo here > {target}/x; cat {target}/x", volumes=[{"volume_id": volume.volume_id, "mount_path": str(target)}]
+        f"echo here > {target}/x; cat {target}/x",
+        volumes=[{"volume_id": volume.volume_id, "mount_path": str(target)}],
     )
     task.wait(30)
     assert task.logs() == "here\n"
@@ -345,7 +364,9 @@ def test_an_image_without_an_engine_is_refused_and_never_run_bare(
 # -- shell
 
 
-def test_a_shell_runs_beside_the_task_with_its_environment(flow: Flow, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_shell_runs_beside_the_task_with_its_environment(
+    flow: Flow, capfd: pytest.CaptureFixture[str]
+) -> None:
     task = flow.run("echo ready; sleep 100", gpu="a100", env={"MINE": "yes"})
     until(lambda: "ready" in task.logs())
     assert task.shell('echo "$MINE $CUDA_VISIBLE_DEVICES"; exit 4') == 4

@@ -16,7 +16,9 @@ def driver(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with two H100, as far as `nvidia-smi` tells (its output as release 550 of the driver prints it)."""
     tool = tmp_path / "bin" / "nvidia-smi"
     tool.parent.mkdir()
-    tool.write_text("#!/bin/sh\necho '0, NVIDIA H100 80GB HBM3, 81559'\necho '1, NVIDIA H100 80GB HBM3, 81559'\n")
+    tool.write_text(
+        "#!/bin/sh\necho '0, NVIDIA H100 80GB HBM3, 81559'\necho '1, NVIDIA H100 80GB HBM3, 81559'\n"
+    )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("FLOW_LOCAL_GPUS")
@@ -47,12 +49,15 @@ def test_a_declaration_limits_real_gpus_and_cannot_add_any(driver: Path) -> None
 def test_memory_is_compared_with_what_the_gpu_has(driver: Path) -> None:
     flow = Flow("local")
     flow.run("true", min_gpu_memory_gb=80, upload_code=False).wait(30)
-    with pytest.raises(SpecRejected, match=r"min_gpu_memory_gb=141 is more than this machine's h100 has \(81 GB\)"):
+    with pytest.raises(
+        SpecRejected, match=r"min_gpu_memory_gb=141 is more than this machine's h100 has \(81 GB\)"
+    ):
         flow.run("true", min_gpu_memory_gb=141, upload_code=False)
 
 
 @pytest.mark.parametrize(
-    "answer", ["echo 'No devices were found'", "exit 9", "echo garbage, with, too, many, commas", "kill -9 $$"]
+    "answer",
+    ["echo 'No devices were found'", "exit 9", "echo garbage, with, too, many, commas", "kill -9 $$"],
 )
 def test_a_driver_that_does_not_answer_means_no_gpu(driver: Path, answer: str) -> None:
     driver.write_text(f"#!/bin/sh\n{answer}\n")

@@ -153,7 +153,9 @@ def test_a_fork_while_a_ticket_is_taken_keeps_neither_the_turn_nor_the_ticket(
         name, ticket = slots.take_ticket(str(tmp_path), "label")
     assert is_free(tmp_path / ".turn"), "or nobody could submit while the child lives"
     slots.hand_over(ticket)
-    until(lambda: is_free(tmp_path / name))  # the child drops its copy, or the queue would stand still while it lives
+    until(
+        lambda: is_free(tmp_path / name)
+    )  # the child drops its copy, or the queue would stand still while it lives
 
 
 def test_a_fork_while_gpus_are_counted_keeps_none(
@@ -193,7 +195,9 @@ def test_a_queue_that_cannot_be_written_is_told_by_submit(flow: Flow, home: Path
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
-def test_a_task_that_no_runner_takes_ends_and_is_not_started_later(flow: Flow, home: Path, half: Task) -> None:
+def test_a_task_that_no_runner_takes_ends_and_is_not_started_later(
+    flow: Flow, home: Path, half: Task
+) -> None:
     assert half.status is TaskStatus.PENDING
     spec = folder(home, half) / "spec.json"
     old = json.loads(spec.read_text())
@@ -392,7 +396,9 @@ def test_root_that_may_not_mount_gets_its_volume_as_a_link(home: Path) -> None:
     assert subprocess.run(less, capture_output=True, text=True, check=True).stdout == "completed None\n"
 
 
-def test_the_start_time_of_a_process_does_not_depend_on_the_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_start_time_of_a_process_does_not_depend_on_the_time_zone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     before = proc._start_time_by_ps(os.getpid())
     assert before
     monkeypatch.setenv("TZ", "Asia/Tokyo")
@@ -487,8 +493,12 @@ def test_a_living_task_is_not_buried_because_the_system_refused_one_look(
     task.cancel()
 
 
-def test_the_next_attempt_buries_the_one_before_when_all_who_looked_after_it_are_killed(flow: Flow, home: Path) -> None:
-    first = flow.run("(trap '' TERM; echo ready; exec sleep 100) & wait", upload_code=False, idempotency_key="k")
+def test_the_next_attempt_buries_the_one_before_when_all_who_looked_after_it_are_killed(
+    flow: Flow, home: Path
+) -> None:
+    first = flow.run(
+        "(trap '' TERM; echo ready; exec sleep 100) & wait", upload_code=False, idempotency_key="k"
+    )
     until(lambda: "ready" in first.logs())
     first.cancel()
     second = flow.run("true", upload_code=False, idempotency_key="k")
@@ -496,7 +506,9 @@ def test_the_next_attempt_buries_the_one_before_when_all_who_looked_after_it_are
     until((folder(home, second) / "claimed").exists)
     runner = claim_of(home, first)["pid"]
     mark = f"FLOW_TASK_DIR={folder(home.resolve(), first)}".encode()
-    ours = [pid for pid in processes_under(home) if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
+    ours = [
+        pid for pid in processes_under(home) if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    ]
     python = [pid for pid in ours if b"runner" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert runner in python
     for pid in sorted(python, key=lambda pid: pid == runner):  # the guard first
