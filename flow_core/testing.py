@@ -440,7 +440,7 @@ class ProviderContract:
     def test_a_log_is_whole_in_pieces_of_any_size(self, provider: Provider, step: int) -> None:
         text = "\u4e16\u754c \U0001f680 no newline at the end"
         task_id = self.start(provider, f"printf '%s' '{text}'")
-        self.end(provider, task_id)  # the whole log is there, and the end is not to be announced before it is read
+        self.end(provider, task_id)  # all of it is there, and the end must not be announced before it is read
         assert self.output(provider, task_id, step=step) == text
 
     def test_the_end_of_a_log_is_announced_after_the_last_byte_alone(self, provider: Provider) -> None:
