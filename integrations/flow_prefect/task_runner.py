@@ -38,8 +38,10 @@ class FlowTaskRunner(TaskRunner[PrefectFuture[Any]]):
     - `timeout_seconds` ends the work on the machine (it counts from the submit on).
     - A lost machine is an ordinary exception, so `retries=` applies; a cancelled task or a `sys.exit` is a crash.
     - A flow that ends with an exception or by SIGTERM stops what it has running. If its process is killed, the next
-      process that executes the same flow run adopts what runs and gets what has ended, unless code or arguments differ:
-      nothing is paid for twice. So does a flow that is retried after a failure; a flow run that succeeded starts anew.
+      process that executes the same flow run adopts what runs and gets what has ended: nothing is paid for twice. Code
+      or arguments that differ start anew, and so do arguments that no two processes pickle alike (sets of text, objects
+      of a class in `__main__`). A flow that is retried after a failure gets what has ended, too; a flow run that
+      succeeded starts anew.
     - Calling a task without `.submit()` or `.map()` runs it in the flow's process, as under every Prefect task runner.
 
     `gpu`, `env`, `image`, `max_run_time_hours` and all other fields of TaskConfig are keywords, the defaults of all
