@@ -122,6 +122,8 @@ class Engine:
                     return seen
                 left = None if deadline is None else deadline - self.clock.now()
                 if left is not None and left <= 0:
+                    if len(seen) < len(set(task_ids)) and self.watch.answers(task_ids):
+                        continue  # another thread was asking all the time, and not yet for ours
                     raise _timed_out(task_ids, seen, timeout or 0.0)
                 # Long-running work is asked about less often, up to the slice: an end is noticed 5 % late at most.
                 interval = min(

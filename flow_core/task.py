@@ -177,6 +177,8 @@ class Task:
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until the task has ended, however it ended. Raises TimeoutError after `timeout` seconds."""
+        if self._seen is not None and self._seen.status.final:
+            return
         self._see(self._engine.wait([self._task_id], timeout=timeout)[self._task_id])
 
     def result(self, timeout: float | None = None) -> object:

@@ -64,6 +64,14 @@ class Watch:
             )
         return answer
 
+    def answers(self, task_ids: Collection[str]) -> bool:
+        """Ask now, whoever else is asking; return whether the provider has answered."""
+        try:
+            self.ask(task_ids)
+        except ProviderUnavailable:
+            return False
+        return True
+
     def interest(self, task_ids: Collection[str]) -> Interest:
         """Return a context in which these tasks are among those that are asked for."""
         return Interest(self, list(task_ids))

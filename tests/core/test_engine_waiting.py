@@ -15,6 +15,7 @@ import pytest
 from flow_core.engine import Engine
 from flow_core.errors import ProviderUnavailable, TimeoutError
 from flow_core.models import LogChunk, Snapshot, TaskConfig, TaskSpec, TaskStatus
+from flow_core.task import Task
 from flow_core.testing import FakeClock, FakeProvider
 
 SPEC = TaskSpec.from_config(TaskConfig(name="t", command="true", instance_type="a100"), files=())
@@ -179,3 +180,42 @@ def test_interrupts_at_any_moment_do_not_stop_later_waits() -> None:
         signal.signal(signal.SIGVTALRM, before)
     fake.set(one, TaskStatus.COMPLETED)
     assert engine.wait([one], timeout=5)[one].status.succeeded
+
+
+def test_a_wait_that_is_short_of_time_asks_itself_while_another_thread_is_asking(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else `result(timeout=0)` of an ended task would fail whenever somebody else waits for another one."""
+    fake = FakeProvider()
+    engine = Engine(fake, clock=FakeClock())
+    slow, ended = engine.submit(SPEC, key="slow"), engine.submit(SPEC, key="ended")
+    fake.set(ended, TaskStatus.COMPLETED)
+    within: list[bool] = []
+    poll = fake.poll
+
+    def asked(task_ids: Collection[str]) -> Mapping[str, Snapshot]:
+        if not within:  # the first one to ask is in the middle of it when the other thread comes
+            within.append(True)
+            other = threading.Thread(
+                target=lambda: within.append(Task(engine, ended).wait(timeout=0) is None)
+            )
+            other.start()
+            other.join(10)
+        return poll(task_ids)
+
+    monkeypatch.setattr(fake, "poll", asked)
+    engine.wait([slow, ended], any_of=True)
+    assert within == [True, True]
+
+
+def test_a_handle_that_has_seen_the_end_does_not_ask_again() -> None:
+    fake = FakeProvider()
+    engine = Engine(fake, clock=FakeClock())
+    one = engine.submit(SPEC, key="k")
+    fake.set(one, TaskStatus.COMPLETED)
+    task = Task(engine, one)
+    task.wait()
+    fake.calls.clear()
+    task.wait()
+    assert task.result() is None
+    assert fake.calls == []
