@@ -193,12 +193,14 @@ def test_a_wait_that_is_short_of_time_asks_itself_while_another_thread_is_asking
     within: list[bool] = []
     poll = fake.poll
 
+    def wait_at_once() -> None:
+        Task(engine, ended).wait(timeout=0)
+        within.append(True)
+
     def asked(task_ids: Collection[str]) -> Mapping[str, Snapshot]:
         if not within:  # the first one to ask is in the middle of it when the other thread comes
             within.append(True)
-            other = threading.Thread(
-                target=lambda: within.append(Task(engine, ended).wait(timeout=0) is None)
-            )
+            other = threading.Thread(target=wait_at_once)
             other.start()
             other.join(10)
         return poll(task_ids)
