@@ -91,7 +91,8 @@ def interleaved(measured: list[Row], rounds: int, console: Console) -> None:
     for row in measured:
         row.once()  # caches are warm, the runner is installed
     for number in range(rounds):
-        console.print(f"round {number + 1} of {rounds}", end="\r")
+        if console.is_terminal:
+            console.print(f"round {number + 1} of {rounds}", end="\r")
         for row in measured[number % len(measured) :] + measured[: number % len(measured)]:
             row.seconds.append(row.once())
 
