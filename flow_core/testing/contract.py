@@ -52,7 +52,7 @@ class ProviderContract:
     patience_s: ClassVar[float] = 60.0
 
     @pytest.fixture
-    def environment(self, tmp_path: Path) -> Mapping[str, str]:
+    def environment(self) -> Mapping[str, str]:
         """The variables with which any process reaches the back end under test."""
         pytest.fail("a provider's test overrides the fixture `environment`")
 
