@@ -77,9 +77,24 @@ class Container:
         self.mounts: list[list[str]] = spec["mounts"]
         self.real_gpus: bool = spec["real_gpus"]
 
+    @property
+    def daemonless(self) -> bool:
+        """Whether the container is a plain child process that needs no name and no removal."""
+        return os.path.basename(self.engine) in ("apptainer", "singularity")
+
+    def client_environment(self, env: dict[str, str]) -> dict[str, str]:
+        """Return the variables of the engine's own process, through which those of the command come to it."""
+        own = {name: os.environ[name] for name in ENGINE_VARIABLES if name in os.environ}
+        if not self.daemonless:
+            return {**env, **own}
+        # A contained command sees nothing of its caller's environment but what carries this prefix.
+        prefix = os.path.basename(self.engine).upper() + "ENV_"
+        passed = {prefix + name: value for name, value in env.items()}
+        return {**passed, **own, proc.MARKER: env[proc.MARKER]}
+
     def argv(self, command: list[str], env: dict[str, str], cwd: str, gpus: list[str]) -> list[str]:
         """Wrap a command. Values of variables stay out of the command line, where everybody could read them."""
-        if os.path.basename(self.engine) in ("apptainer", "singularity"):
+        if self.daemonless:
             binds = [f"--bind={source}:{target}" for source, target in self.mounts]
             nvidia = ["--nv"] if self.real_gpus else []
             image = (
@@ -118,7 +133,7 @@ class Container:
         """Remove the container if the engine can; without an engine that answers the task still ends."""
         import subprocess
 
-        if os.path.basename(self.engine) not in ("apptainer", "singularity"):
+        if not self.daemonless:
             try:
                 subprocess.run(
                     [self.engine, "rm", "--force", self.name],
@@ -160,7 +175,7 @@ def start(folder: str, job: dict[str, Any], granted: list[str]) -> list[Rank]:
         argv = command(folder, job)
         if container is not None:
             argv = container.argv(argv, env, cwd, gpus)
-            env = {**env, **{name: os.environ[name] for name in ENGINE_VARIABLES if name in os.environ}}
+            env = container.client_environment(env)
         log = os.path.join(folder, f"log.{index}")
         pid = spawn(log, argv, env=env, cwd=cwd, mounts=job["mounts"] if container is None else [])
         ranks.append(Rank(index, pid, container))
