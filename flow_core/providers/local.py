@@ -86,13 +86,14 @@ class LocalProvider(Provider):
         folders.reject_sources((mount.source for mount in spec.data_mounts), self.name)
         runner = folders.install_runner(self.home / "runner")
         volumes = self.volumes.attach(spec)
+        folder = folders.place(self.tasks, task_id)
         container = None
         if spec.image is not None:
             container = {
                 "engine": container_engine(spec.image),
                 "image": spec.image,
                 "real_gpus": self.devices.real,
-                "mounts": [*volumes.mounts, (str(runner), str(runner)), (str(self.tasks), str(self.tasks))],
+                "mounts": [*volumes.mounts, *((str(path), str(path)) for path in (runner, folder))],
             }
         elif volumes.mounts and not can_mount():
             raise SpecRejected(
@@ -192,9 +193,8 @@ class LocalProvider(Provider):
 
     def read_log(self, task_id: str, *, node: int = 0, offset: int = 0, limit: int = 65536) -> LogChunk:
         folder = self._existing(task_id)
-        final = (
-            folder / "exit.json"
-        ).exists()  # looked at first: what is written before the end is then in the file
+        # Looked at first: what is written before the end is then in the file.
+        final = (folder / "exit.json").exists()
         try:
             with open(folder / f"log.{int(node)}", "rb") as file:
                 size = os.fstat(file.fileno()).st_size

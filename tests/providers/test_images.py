@@ -56,6 +56,16 @@ def test_a_function_runs_inside_the_image(flow: Flow, python_image: str) -> None
         flow.invoke("where.py", "where", image=python_image)
 
 
+def test_a_container_sees_its_own_task_and_no_other(flow: Flow, python_image: str) -> None:
+    other = flow.run("true", env={"TOKEN": "hunter2"})
+    other.wait(60)
+    Path("look.py").write_text(
+        "import os, glob\ndef look():\n"
+        "    return len(glob.glob(os.environ['FLOW_TASK_DIR'] + '/../../*/*/job.json'))\n"
+    )
+    assert flow.invoke("look.py", "look", image=python_image) == 1
+
+
 def test_a_volume_is_mounted_at_its_place(flow: Flow, python_image: str) -> None:
     volumes = [{"name": "data", "mount_path": "/data"}]
     flow.run("echo kept > /data/x", image=python_image, volumes=volumes).result(60)
