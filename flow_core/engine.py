@@ -60,7 +60,7 @@ class Engine:
             before = self.provider.poll([latest])[latest]
             task_id = latest if adoptable(before) else str(TaskId.parse(latest).next())
             if task_id == latest:
-                log.info("adopting task %s (%s)", latest, before.status.value)
+                _tell_adoption(before, spec)
             if before.status.final and task_id == latest:
                 return latest
         log.debug(
@@ -202,6 +202,23 @@ class Engine:
         """Return what an error message shows of node 0's output: its last lines, however long they are."""
         lines = self._from_end(task_id, 0, _TAIL_BYTES).splitlines(keepends=True)
         return b"".join(lines[-_TAIL_LINES:]).decode("utf-8", "replace")
+
+
+#: The label that stands for what was asked for, so that a key which is used for something else is noticed.
+SPEC_LABEL = "flow/spec"
+
+
+def _tell_adoption(before: Snapshot, spec: TaskSpec) -> None:
+    started, asked = before.labels.get(SPEC_LABEL), spec.labels.get(SPEC_LABEL)
+    if started is not None and asked is not None and started != asked:
+        log.warning(
+            "this key was used before for something else: task %s (%s) is handed out as it was started, "
+            "not with the command, arguments or settings given now",
+            before.task_id,
+            before.status.value,
+        )
+    else:
+        log.info("adopting task %s (%s)", before.task_id, before.status.value)
 
 
 def adoptable(seen: Snapshot) -> bool:

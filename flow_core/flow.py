@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 from flow_core import config, gpus, providers
 from flow_core.calls import InvokeTask, Serialization, live_call, named_call, task_name
-from flow_core.engine import Engine
+from flow_core.engine import SPEC_LABEL, Engine
 from flow_core.errors import ProviderError, ValidationError, close_names
 from flow_core.ids import random_key
 from flow_core.models import Instance, Snapshot, SpecFile, TaskConfig, TaskSpec, Volume
@@ -172,8 +173,11 @@ class Flow:
         self, wanted: TaskConfig, files: Sequence[SpecFile], key: str | None, *, call: bool = False
     ) -> str:
         spec = TaskSpec.from_config(wanted, files=tuple(files))
+        labels = {**spec.labels, SPEC_LABEL: _fingerprint(spec)}
         if call:
-            spec = spec.model_copy(update={"entry": "call", "labels": {**spec.labels, KIND_LABEL: "call"}})
+            spec = spec.model_copy(update={"entry": "call"})
+            labels[KIND_LABEL] = "call"
+        spec = spec.model_copy(update={"labels": labels})
         return self.engine.submit(spec, key=key or wanted.idempotency_key or random_key())
 
     # -- finding
@@ -256,6 +260,18 @@ class Flow:
         if volumes is None:
             raise ProviderError(f"the {self.provider.name} provider has no volumes")
         return volumes
+
+
+def _fingerprint(spec: TaskSpec) -> str:
+    """Return 16 hex digits for what is asked for, without the labels and the code.
+
+    Code may change between two tries, and a live function is not pickled alike twice.
+    """
+    asked = hashlib.sha256(spec.model_dump_json(exclude={"labels", "files"}).encode())
+    for file in spec.files:
+        if file.name == "call.json":
+            asked.update(file.data or b"")
+    return asked.hexdigest()[:16]
 
 
 def _log_to_stderr() -> None:

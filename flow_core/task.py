@@ -170,7 +170,9 @@ class Task:
                 stored = json.loads(self._engine.collect(self._task_id, "spec.json"))
             except ResourceNotFoundError:
                 return None
-            self._config = TaskConfig.from_spec(TaskSpec.model_validate(stored["spec"]))
+            spec = TaskSpec.model_validate(stored["spec"])
+            own = {name: value for name, value in spec.labels.items() if not name.startswith("flow/")}
+            self._config = TaskConfig.from_spec(spec.model_copy(update={"labels": own}))
         return self._config
 
     # -- waiting and reading

@@ -126,6 +126,22 @@ def test_the_same_key_is_the_same_task_in_every_form(flow: Flow) -> None:
     assert flow.run("sleep 0.2").task_id != flow.run("sleep 0.2").task_id
 
 
+def test_a_key_that_was_used_for_something_else_is_told(flow: Flow, caplog: pytest.LogCaptureFixture) -> None:
+    first = flow.run("sleep 0.2", idempotency_key="nightly", labels={"run": "1"})
+    Path("new-file").write_text("the code may change")
+    flow.run("sleep 0.2", idempotency_key="nightly", labels={"run": "2"})
+    assert caplog.messages == []
+    assert flow.run("sleep 0.3", idempotency_key="nightly").task_id == first.task_id
+    assert [first.task_id in message and "something else" in message for message in caplog.messages] == [True]
+    config = Flow().get_task(first.task_id).config
+    assert config is not None and config.labels == {"run": "1"}
+    Path("f.py").write_text("def f(x):\n    return x\n")
+    assert flow.invoke("f.py", "f", [1], idempotency_key="call") == 1
+    caplog.clear()
+    assert flow.invoke("f.py", "f", [2], idempotency_key="call") == 1
+    assert len(caplog.messages) == 1
+
+
 # -- the handle
 
 
