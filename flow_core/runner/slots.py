@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from typing import Callable
 
 from . import proc
 
@@ -105,7 +104,7 @@ class Slots:
         self.held: dict[str, int] = {}
         os.makedirs(folder, mode=0o700, exist_ok=True)
 
-    def acquire(self, count: int, pause: Callable[[float], None] = time.sleep) -> list[str]:
+    def acquire(self, count: int) -> list[str]:
         """Return the names of `count` devices that are now ours. Called only by the head of the queue.
 
         What is free is taken at once and kept: nobody behind us may have it, so holding a part cannot deadlock.
@@ -117,18 +116,20 @@ class Slots:
                 if device not in self.held:
                     self._try(device)
             if len(self.held) < count:
-                pause(0.02)
+                time.sleep(0.02)
 
-    def _try(self, device: str) -> int | None:
-        path = os.path.join(self.folder, device.replace("/", "_"))
-        lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    def _try(self, device: str) -> None:
+        lock = os.open(_file_of(self.folder, device), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
-            return None
-        self.held[device] = lock
-        return lock
+        else:
+            self.held[device] = lock
+
+
+def _file_of(folder: str, device: str) -> str:
+    return os.path.join(folder, device.replace("/", "_"))
 
 
 def busy(folder: str, devices: list[str]) -> list[str]:
@@ -136,7 +137,7 @@ def busy(folder: str, devices: list[str]) -> list[str]:
     taken = []
     for device in devices:
         try:
-            lock = os.open(os.path.join(folder, device.replace("/", "_")), os.O_RDWR | os.O_CLOEXEC)
+            lock = os.open(_file_of(folder, device), os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
         try:

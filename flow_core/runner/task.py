@@ -116,8 +116,7 @@ def claim(folder: str, owner: dict[str, Any] | None = None) -> int | None:
     try:
         _overwrite(folder, "unclaimed", "claimed", owner or proc.identity(os.getpid()))
     except FileNotFoundError:
-        fcntl.flock(fd, fcntl.LOCK_UN)
-        os.close(fd)
+        proc.unlock(fd)
         return None
     return fd
 

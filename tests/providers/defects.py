@@ -59,7 +59,7 @@ def start_twice(patch: P) -> None:
         "    if fd is None:\n        return None\n",
         "    fd = fd or os.open(folder, os.O_RDONLY)\n",
     )
-    runner(patch, "task.py", "        os.close(fd)\n        return None\n", "        pass\n")
+    runner(patch, "task.py", "        proc.unlock(fd)\n        return None\n", "        pass\n")
     original = LocalProvider._start
 
     def again(self: LocalProvider, folder: Path, task_id: str) -> None:
