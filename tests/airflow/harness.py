@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -17,12 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from example_dags.hosts import airflow_server
+from example_dags.hosts.airflow_server import AIRFLOW, COMPONENTS
+
 T = TypeVar("T")
 
 HERE = Path(__file__).resolve().parent
-COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 ENDED = ("success", "failed", "skipped", "upstream_failed")
-AIRFLOW = Path(sys.executable).with_name("airflow")
 
 
 def until(what: str, ask: Callable[[], T | None], timeout_s: float = 90.0) -> T:
@@ -253,59 +253,28 @@ class TaskRun:
             return f"no log: {error}"
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on at this moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
-
-
 def environment(home: Path) -> tuple[int, dict[str, str]]:
     """Return the API's port and the variables with which all of Airflow's processes are started."""
     import flow_airflow
     import flow_core
 
-    api, workers, triggerer = free_ports(3)
-    url = f"http://127.0.0.1:{api}"
+    api, workers, triggerer = airflow_server.free_ports(3)
+    base = airflow_server.environment(home, HERE / "dags", api, workers, triggerer)
     packages = [Path(one.__path__[0]).parent for one in (flow_airflow, flow_core)]
     ours = {
-        "AIRFLOW_HOME": str(home),
-        "PATH": f"{AIRFLOW.parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join(str(one) for one in packages),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(HERE / "dags"),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": "8",
-        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
-        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
-        "AIRFLOW__API__HOST": "127.0.0.1",
-        "AIRFLOW__API__PORT": str(api),
-        "AIRFLOW__API__BASE_URL": url,
-        "AIRFLOW__API__WORKERS": "1",
-        "AIRFLOW__API__SECRET_KEY": secrets.token_hex(16),
-        "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
-        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(workers),
-        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(triggerer),
         # A worker that was killed is missed after a quarter of a minute, not after five.
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
-        "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": "False",
         "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "3",
         "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "8",
-        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "FLOW_LOCAL_HOME": str(home / "flow"),
         "FLOW_LOCAL_GPUS": "4",
-        "NO_PROXY": "127.0.0.1,localhost",
-        "no_proxy": "127.0.0.1,localhost",
     }
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "FLOW_", "PYTEST"))}
-    return api, inherited | ours
+    return api, {
+        name: value for name, value in base.items() if not name.startswith(("FLOW_", "PYTEST"))
+    } | ours
 
 
 @contextmanager
