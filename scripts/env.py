@@ -64,6 +64,7 @@ ENVIRONMENTS = {
         Environment("prefect", extra="prefect", limits=("fastapi<0.140",)),
         Environment("dagster", extra="dagster"),
         Environment("demo", ours=False),
+        Environment("bench"),
     )
 }
 
