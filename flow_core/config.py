@@ -13,6 +13,9 @@
       python: /usr/bin/python3      FLOW_LOCAL_PYTHON
       retention_days: 7             FLOW_LOCAL_RETENTION_DAYS
       kill_grace_s: 10              FLOW_LOCAL_KILL_GRACE_S
+    package:
+      storage: file:///shared/code  FLOW_PACKAGE_STORAGE
+      excludes: ["*.log", data/]
 
 `FLOW_CONFIG` names another file. An empty variable counts as unset. The provider is what `provider` says:
 a key in the environment never chooses it.
@@ -50,6 +53,7 @@ _VARIABLES: tuple[tuple[str, str], ...] = (
     ("FLOW_LOCAL_PYTHON", "local.python"),
     ("FLOW_LOCAL_RETENTION_DAYS", "local.retention_days"),
     ("FLOW_LOCAL_KILL_GRACE_S", "local.kill_grace_s"),
+    ("FLOW_PACKAGE_STORAGE", "package.storage"),
 )
 
 
@@ -83,6 +87,32 @@ class LocalSettings(Value):
     kill_grace_s: Number = Field(10.0, ge=0, examples=[10])
 
 
+def _storage(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    if not separator or not scheme or not rest:
+        raise Refusal(
+            "must be a URL",
+            "Write file:///a/shared/folder, or another URL that fsspec knows: s3://bucket/path.",
+        )
+    if scheme == "file" and not rest.startswith("/"):
+        raise Refusal("must name an absolute path after file://", f"Write file:///{rest}.")
+    return url.rstrip("/")
+
+
+class PackageSettings(Value):
+    """How a `Runner`'s folder travels.
+
+    `storage` is a folder that this process can write and the workers can read: `file://` on a file system that
+    they share, or another URL that fsspec knows. None sends the folder along with the task. What `excludes` names
+    stays behind: patterns as in a .gitignore.
+    """
+
+    storage: Annotated[Text, AfterValidator(_storage)] | None = Field(
+        None, examples=["file:///opt/flow/packages"]
+    )
+    excludes: Items[Text] = Field((), examples=[["*.log", "data/"]])
+
+
 class Settings(Value):
     """What is the same for all tasks of one `Flow`.
 
@@ -100,12 +130,20 @@ class Settings(Value):
     api_key: SecretStr | None = None
     debug: bool = Field(False, examples=[True])
     local: LocalSettings = Field(default_factory=LocalSettings, examples=[{"gpus": 4}])
+    package: PackageSettings = Field(default_factory=PackageSettings, examples=[{"excludes": ["*.log"]}])
+
+
+_SECTIONS = frozenset(
+    name
+    for name, field in Settings.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Value)
+)
 
 
 def load(*, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
     """Gather the settings. `overrides` are fields of `Settings`; None counts as not given.
 
-    `local` may be a mapping with some of its fields: the others keep what file and environment say.
+    A section such as `local` may be a mapping with some of its fields: the others keep what file and environment say.
 
     Raises:
         ConfigError: the file cannot be read, or a name or value in it, in a variable or in an argument is
@@ -116,7 +154,7 @@ def load(*, environ: Mapping[str, str] | None = None, **overrides: Any) -> Setti
     for origin, layer in _layers(env, overrides):
         _check(origin, layer)
         for name, value in _given(layer).items():
-            merged[name] = {**merged.get(name, {}), **_given(value)} if name == "local" else value
+            merged[name] = {**merged.get(name, {}), **_given(value)} if name in _SECTIONS else value
     return Settings(**merged)
 
 

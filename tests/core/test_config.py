@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flow_core.config import LocalSettings, Settings, load
+from flow_core.config import LocalSettings, PackageSettings, Settings, load
 from flow_core.errors import ConfigError
 
 
@@ -90,6 +90,7 @@ def test_the_file_wins_over_the_defaults(machine: Machine) -> None:
         ("FLOW_LOCAL_PYTHON", "/env/python", "local.python", "/env/python"),
         ("FLOW_LOCAL_RETENTION_DAYS", "0.5", "local.retention_days", 0.5),
         ("FLOW_LOCAL_KILL_GRACE_S", "2", "local.kill_grace_s", 2.0),
+        ("FLOW_PACKAGE_STORAGE", "s3://bucket/code/", "package.storage", "s3://bucket/code"),
         ("MITHRIL_DEFAULT_PROJECT", "env-project", "project", "env-project"),
         ("MITHRIL_PROJECT", "env-project", "project", "env-project"),
         ("MITHRIL_DEFAULT_REGION", "env-region", "region", "env-region"),
@@ -116,6 +117,14 @@ def test_an_argument_wins_over_everything(machine: Machine) -> None:
         FILE, {"MITHRIL_REGION": "env", "FLOW_LOCAL_GPUS": "2"}, region="mine", local={"gpus": 3}
     )
     assert (settings.region, settings.local.gpus) == ("mine", 3)
+
+
+def test_where_packages_go_and_what_stays_behind_are_settings(machine: Machine) -> None:
+    text = "package: {storage: 'file:///opt/flow/packages', excludes: ['*.log', data/]}"
+    assert machine.load(text, package={"excludes": ["models/"]}).package == PackageSettings(
+        storage="file:///opt/flow/packages", excludes=["models/"]
+    )
+    assert machine.load().package == PackageSettings(storage=None, excludes=())
 
 
 def test_arguments_for_the_local_provider_leave_its_other_settings_alone(machine: Machine) -> None:
@@ -166,6 +175,9 @@ def test_a_relative_home_means_the_same_after_a_change_of_folder(
         ("local: {gpus: true}", "gpus must be a number (got True)"),
         ("local: {retention_days: .nan}", "finite"),
         ("local: [1]", "must be a LocalSettings or a mapping"),
+        ("package: {storage: /opt/flow/packages}", "storage must be a URL (got '/opt/flow/packages')"),
+        ("package: {storage: 'file://opt/flow'}", "Write file:///opt/flow."),
+        ("package: {storage: 'file://'}", "storage must be a URL"),
         ("ssh_keys: my-key", "ssh_keys=['my-key']"),
         ("default_instance_type: nvidia-a100", "Write 'a100'."),
         ("debug: perhaps", "true or false"),
