@@ -13,7 +13,7 @@ import stat
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -77,8 +77,10 @@ class _Entry:
     link: str = ""
 
 
-def pack(root: str | Path, into: str | Path | None = None) -> Bundle:
+def pack(root: str | Path, into: str | Path | None = None, *, excludes: Iterable[str] = ()) -> Bundle:
     """Pack the tree at `root` into the folder `into` (a private one in the system's place for temporary files).
+
+    `excludes` are lines as in an ignore file at the root; what they say goes before what any file says.
 
     Raises ValidationError for a root that is no folder, a file that cannot be read, a link that leads out of the tree,
     and a tree over `MAX_BYTES` or `MAX_FILES`, where the message names its largest folders.
@@ -88,7 +90,8 @@ def pack(root: str | Path, into: str | Path | None = None) -> Bundle:
         raise ValidationError(
             f"code_root={str(root)!r} is no folder", suggestions=["Give the folder of your code."]
         )
-    entries = sorted(_walk(top), key=lambda entry: os.fsencode(entry.name))
+    rules = IgnoreFile("\n".join(excludes).encode("utf-8", "surrogateescape"))
+    entries = sorted(_walk(top, rules), key=lambda entry: os.fsencode(entry.name))
     folder = Path(into) if into is not None else _own_folder()
     folder.mkdir(parents=True, exist_ok=True)
     descriptor, draft = tempfile.mkstemp(prefix=".packing-", dir=folder)
@@ -105,7 +108,7 @@ def pack(root: str | Path, into: str | Path | None = None) -> Bundle:
     return Bundle(digest, path, tuple(entry.name for entry in files), size)
 
 
-def _walk(top: str) -> list[_Entry]:
+def _walk(top: str, excludes: IgnoreFile) -> list[_Entry]:
     """Return what is to be packed, in no order. Excluded folders are not entered."""
     pending: list[tuple[str, _Rules]] = [("", (("", _DEFAULTS),))]
     found: list[_Entry] = []
@@ -114,7 +117,7 @@ def _walk(top: str) -> list[_Entry]:
         items = _scanned(top, folder)
         if any(item.name == IGNORE_FILE and item.is_file() for item in items):
             rules = ((folder, IgnoreFile(_content(top, folder + IGNORE_FILE))), *rules)
-        for entry in _kept(top, folder, items, rules):
+        for entry in _kept(top, folder, items, (("", excludes), *rules)):
             found.append(entry)
             if stat.S_ISDIR(entry.status.st_mode):
                 pending.append((entry.name + "/", rules))

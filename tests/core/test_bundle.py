@@ -108,6 +108,17 @@ def test_caches_repositories_and_environments_stay_behind(root: Path, carry: Cal
     assert listed(carry(root)) == ["a", "env", "env/x.py", "git", "git/x", "js", "train.py"]
 
 
+def test_what_the_caller_excludes_stays_behind_whatever_an_ignore_file_says(
+    root: Path, tmp_path: Path
+) -> None:
+    put(root, ".flowignore", "!*.log\n!sub/data/\n")
+    put(root, "sub/.flowignore", "!keep.log")
+    for name in ("train.py", "a.log", "data/x", "sub/keep.log", "sub/data/x", "sub/model.py"):
+        put(root, name)
+    packed = bundle.pack(root, tmp_path / "out", excludes=["*.log", "data/", "# a comment", ""])
+    assert packed.files == (".flowignore", "sub/.flowignore", "sub/model.py", "train.py")
+
+
 def test_an_ignore_file_has_the_last_word_also_over_the_defaults(
     root: Path, carry: Callable[[Path], Path]
 ) -> None:
