@@ -14,20 +14,27 @@ if TYPE_CHECKING:
     from flow_core.calls import InvokeTask
     from flow_core.errors import (
         APIError,
+        AsyncFunctionError,
         AuthenticationError,
+        CallCancelledError,
+        CallTimeoutError,
         ConfigError,
         FlowError,
         FlowTimeoutError,
+        FunctionSerializationError,
         InsufficientQuotaError,
         NetworkError,
         ProviderError,
         ProviderUnavailable,
+        PythonVersionMismatchError,
         QuotaExceededError,
         RemoteExecutionError,
         ResourceNotAvailableError,
         ResourceNotFoundError,
         ResultError,
+        SandboxExecutionError,
         SerializationError,
+        SessionClosedError,
         SpecRejected,
         TaskCancelledError,
         TaskExecutionError,
@@ -68,12 +75,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "flow_core.errors": (
-        "APIError AuthenticationError ConfigError FlowError FlowTimeoutError InsufficientQuotaError "
-        "NetworkError ProviderError ProviderUnavailable QuotaExceededError RemoteExecutionError "
-        "ResourceNotAvailableError ResourceNotFoundError ResultError SerializationError SpecRejected "
-        "TaskCancelledError TaskExecutionError TaskNotFoundError TaskOutOfMemoryError "
-        "TaskTimeLimitError TimeoutError ValidationAPIError ValidationError VolumeError "
-        "VolumeNotFoundError WorkerDiedError"
+        "APIError AsyncFunctionError AuthenticationError CallCancelledError CallTimeoutError ConfigError "
+        "FlowError FlowTimeoutError FunctionSerializationError InsufficientQuotaError NetworkError "
+        "ProviderError ProviderUnavailable PythonVersionMismatchError QuotaExceededError "
+        "RemoteExecutionError ResourceNotAvailableError ResourceNotFoundError ResultError "
+        "SandboxExecutionError SerializationError SessionClosedError SpecRejected TaskCancelledError "
+        "TaskExecutionError TaskNotFoundError TaskOutOfMemoryError TaskTimeLimitError TimeoutError "
+        "ValidationAPIError ValidationError VolumeError VolumeNotFoundError WorkerDiedError"
     ),
     "flow_core.flow": (
         "Flow create_volume delete_volume find_instances get_task invoke invoke_async list_tasks "
@@ -87,11 +95,15 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split
 
 __all__ = [
     "APIError",
+    "AsyncFunctionError",
     "AuthenticationError",
+    "CallCancelledError",
+    "CallTimeoutError",
     "ConfigError",
     "Flow",
     "FlowError",
     "FlowTimeoutError",
+    "FunctionSerializationError",
     "Instance",
     "InsufficientQuotaError",
     "InvokeTask",
@@ -100,12 +112,15 @@ __all__ = [
     "NetworkError",
     "ProviderError",
     "ProviderUnavailable",
+    "PythonVersionMismatchError",
     "QuotaExceededError",
     "RemoteExecutionError",
     "ResourceNotAvailableError",
     "ResourceNotFoundError",
     "ResultError",
+    "SandboxExecutionError",
     "SerializationError",
+    "SessionClosedError",
     "Snapshot",
     "SpecRejected",
     "Task",

@@ -8,7 +8,9 @@
     │   └── VolumeNotFoundError
     ├── ValidationError             a value that cannot be right (also a ValueError)
     │   └── SpecRejected            right in itself, but this provider can never run it
-    ├── SerializationError          a value that cannot travel (also a TypeError)
+    ├── SerializationError          a value or function that cannot travel (also a TypeError); aliases
+    │                               FunctionSerializationError, AsyncFunctionError
+    ├── SessionClosedError          the session that a call was for has ended (also a RuntimeError)
     ├── APIError                    .status_code
     │   └── ValidationAPIError      the service refused the request's contents (422)
     ├── NetworkError                retryable
@@ -20,11 +22,15 @@
     ├── VolumeError
     └── TaskExecutionError          .task_id .exit_code .signal .reason .log_tail
         ├── TaskCancelledError
+        │   └── CallCancelledError  one call of a session was cancelled; the session goes on
         ├── TaskTimeLimitError
+        │   └── CallTimeoutError    one call ran past its own `timeout`
         ├── TaskOutOfMemoryError
         ├── WorkerDiedError         retryable: the machine or the runner vanished
+        ├── PythonVersionMismatchError  the machine's Python cannot run what this one captured
         ├── ResultError             the task ended, but its result cannot be read
-        └── RemoteExecutionError    the user's function raised (also a RuntimeError, and the user's own class)
+        └── RemoteExecutionError    the user's function raised (also a RuntimeError, and the user's own class);
+                                    alias SandboxExecutionError
 
 `str(error)` is the message and one line per suggestion; a task's error adds the remote traceback and the
 end of the log. Every error survives pickling with all its fields.
@@ -142,6 +148,12 @@ class SerializationError(FlowError, TypeError):
     default_code = "serialization"
 
 
+class SessionClosedError(FlowError, RuntimeError):
+    """The session has been closed, or has ended by itself, so that it takes no more calls."""
+
+    default_code = "session-closed"
+
+
 class APIError(FlowError):
     """A remote service answered with an error; `status_code` is its HTTP status where there was one."""
 
@@ -254,10 +266,25 @@ class TaskCancelledError(TaskExecutionError):
     default_code = "task-cancelled"
 
 
+class CallCancelledError(TaskCancelledError):
+    """Someone cancelled this call, before or while it ran; other calls of its session are not affected."""
+
+    default_code = "call-cancelled"
+
+
 class TaskTimeLimitError(TaskExecutionError):
     """The task ran past `max_run_time_hours` and was stopped on its machine."""
 
     default_code = "task-time-limit"
+
+
+class CallTimeoutError(TaskTimeLimitError):
+    """This call ran past its `timeout`, counted from the start of the user's code, and was stopped.
+
+    Not a `TimeoutError`, which is the end of the caller's own patience while the work goes on.
+    """
+
+    default_code = "call-timeout"
 
 
 class TaskOutOfMemoryError(TaskExecutionError):
@@ -274,6 +301,12 @@ class WorkerDiedError(TaskExecutionError):
 
     default_code = "worker-died"
     default_retryable = True
+
+
+class PythonVersionMismatchError(TaskExecutionError):
+    """The function was captured by another Python than the machine runs; nothing of it was run."""
+
+    default_code = "python-version"
 
 
 class ResultError(TaskExecutionError):
@@ -347,6 +380,10 @@ class RemoteExecutionError(TaskExecutionError, RuntimeError):
 
 FlowTimeoutError = TimeoutError  # a name that does not shadow the built-in one
 InsufficientQuotaError = QuotaExceededError  # its other documented name
+# What other projects call these. An async function is run, so that nothing is refused for being one.
+FunctionSerializationError = SerializationError
+AsyncFunctionError = SerializationError
+SandboxExecutionError = RemoteExecutionError
 _REMOTE_FIELDS = frozenset(vars(RemoteExecutionError("")))
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flow_core.errors import (
+    PythonVersionMismatchError,
     ResultError,
     SerializationError,
     TaskExecutionError,
@@ -35,7 +36,10 @@ CANNOT_SERIALIZE = "Cannot serialize arguments. Save to disk and pass path."
 
 # What the runner itself raises, by the name of the class in the record: the user's function is not to blame.
 _RESULT_ERRORS = frozenset({"ResultTooLarge", "ResultNotSerializable"})
-_REFUSALS = frozenset({"WireVersionMismatch", "PythonVersionMismatch"})
+_REFUSALS = {
+    "WireVersionMismatch": TaskExecutionError,
+    "PythonVersionMismatch": PythonVersionMismatchError,
+}
 _RUNNER_MODULES = frozenset({"execute", "pickles"})
 
 
@@ -72,7 +76,8 @@ def decode_result(data: bytes, *, allow_pickle: bool = False, **fields: Unpack[T
 
     `fields` (task_id, exit_code, log_tail …) go into the errors. Raises RemoteExecutionError, also an instance of the
     function's own exception class, where the function raised; ResultError where the value could not travel, is
-    damaged, or is a pickle and the caller did not allow that; TaskExecutionError where the call was refused.
+    damaged, or is a pickle and the caller did not allow that; TaskExecutionError where the call was refused
+    (PythonVersionMismatchError: by another Python).
     """
     header, body = _opened(data, fields)
     if not header["ok"]:
@@ -137,7 +142,7 @@ def _error(header: Mapping[str, Any], fields: TaskErrorFields) -> TaskExecutionE
         if name in _RESULT_ERRORS:
             return ResultError(message, **fields)
         if name in _REFUSALS:
-            return TaskExecutionError(message, **fields)
+            return _REFUSALS[name](message, **fields)
     return remote_error(record, **fields)
 
 

@@ -31,6 +31,7 @@ ALL = sorted(
         ("ValidationError", "FlowError ValueError"),
         ("SpecRejected", "ValidationError"),
         ("SerializationError", "FlowError TypeError"),
+        ("SessionClosedError", "FlowError RuntimeError"),
         ("APIError", "FlowError"),
         ("ValidationAPIError", "APIError"),
         ("NetworkError", "FlowError"),
@@ -42,9 +43,12 @@ ALL = sorted(
         ("VolumeError", "FlowError"),
         ("TaskExecutionError", "FlowError"),
         ("TaskCancelledError", "TaskExecutionError"),
+        ("CallCancelledError", "TaskCancelledError"),
         ("TaskTimeLimitError", "TaskExecutionError"),
+        ("CallTimeoutError", "TaskTimeLimitError"),
         ("TaskOutOfMemoryError", "TaskExecutionError"),
         ("WorkerDiedError", "TaskExecutionError"),
+        ("PythonVersionMismatchError", "TaskExecutionError"),
         ("ResultError", "TaskExecutionError"),
         ("RemoteExecutionError", "TaskExecutionError RuntimeError"),
     ],
@@ -58,6 +62,11 @@ def test_every_error_stands_where_the_documented_tree_has_it(child: str, parents
 def test_both_documented_names_of_one_error_catch_it() -> None:
     assert errors.InsufficientQuotaError is errors.QuotaExceededError
     assert errors.FlowTimeoutError is errors.TimeoutError
+    assert errors.SandboxExecutionError is errors.RemoteExecutionError
+    assert errors.FunctionSerializationError is errors.AsyncFunctionError is errors.SerializationError
+    assert not issubclass(
+        errors.CallTimeoutError, builtins.TimeoutError
+    )  # it is not one's own patience that ended
     with pytest.raises(builtins.TimeoutError):
         raise errors.TimeoutError("not within 3 s")
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from flow_core import payload
 from flow_core.errors import (
+    PythonVersionMismatchError,
     RemoteExecutionError,
     ResultError,
     SerializationError,
@@ -186,7 +187,7 @@ def test_the_functions_exception_is_raised_with_all_its_fields() -> None:
     [
         ("ResultTooLarge", "flow_runner.execute", ResultError),
         ("ResultNotSerializable", "flow_runner.execute", ResultError),
-        ("PythonVersionMismatch", "flow_runner.pickles", TaskExecutionError),
+        ("PythonVersionMismatch", "flow_runner.pickles", PythonVersionMismatchError),
         ("WireVersionMismatch", "flow_runner.execute", TaskExecutionError),
         ("ResultTooLarge", "users.module", RemoteExecutionError),
     ],
