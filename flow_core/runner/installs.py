@@ -2,7 +2,7 @@
 
 A set is a folder `<envs>/<digest>` that pip or uv fills and nobody changes afterwards: the digest is of what is asked
 for and of what decides which files that means here (the Python, the machine's architecture, its C library). Beside it
-lies `<digest>.lock`: whoever installs holds it alone, whoever uses the folder holds it with others, and its time is that
+lies `<digest>.lock`: whoever installs holds it alone, whoever uses the folder shares it, and its time is that
 of the last use. What nobody has used for `KEPT_S` is removed by the next install.
 """
 

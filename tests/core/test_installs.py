@@ -215,7 +215,7 @@ def test_without_any_installer_the_error_says_what_to_install(
     envs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(installs, "_bundled_pip", lambda: None)
-    monkeypatch.setattr(installs.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(installs.InstallFailed, match="has no pip, and there is no uv on the PATH"):
         installs.provide(["tool"], str(envs))
@@ -230,7 +230,7 @@ def test_uv_serves_where_there_is_no_pip(envs: Path, tmp_path: Path, monkeypatch
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexit 1\n")
     python.chmod(0o755)
-    monkeypatch.setattr(installs.sys, "executable", str(python))
+    monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setenv("PATH", f"{uv.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("UV_SAID", str(tmp_path / "said"))
     _, lock = installs.provide(["tool"], str(envs))
