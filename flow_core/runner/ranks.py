@@ -148,6 +148,18 @@ class Container:
 
 def start(folder: str, job: dict[str, Any], granted: list[str]) -> list[Rank]:
     """Start every node's process. Raises StartFailed; what has been started by then is in the task's process tree."""
+    cwd = prepare(folder, job)
+    nodes = job["num_instances"]
+    share = len(granted) // nodes
+    port = job["env"].get("MASTER_PORT") or (str(free_port()) if nodes > 1 else "29500")
+    return [
+        start_rank(folder, job, index, gpus=granted[index * share : (index + 1) * share], port=port, cwd=cwd)
+        for index in range(nodes)
+    ]
+
+
+def prepare(folder: str, job: dict[str, Any]) -> str:
+    """Fill the working directory, which all nodes share; return the path that commands start in. Raises StartFailed."""
     work = os.path.join(folder, "work")
     os.makedirs(work, mode=0o700, exist_ok=True)
     archive = os.path.join(folder, "code.tar.gz")
@@ -163,23 +175,20 @@ def start(folder: str, job: dict[str, Any], granted: list[str]) -> list[Rank]:
         os.makedirs(os.path.dirname(link), exist_ok=True)
         if not os.path.lexists(link):
             os.symlink(source, link)
-    cwd = os.path.join(work, job["working_dir"] or ".")
-    nodes = job["num_instances"]
-    share = len(granted) // nodes
-    port = job["env"].get("MASTER_PORT") or (str(_free_port()) if nodes > 1 else "29500")
-    ranks = []
-    for index in range(nodes):
-        gpus = granted[index * share : (index + 1) * share]
-        env = environment(folder, job, index, gpus, port)
-        container = Container(job, index) if job.get("container") else None
-        argv = command(folder, job)
-        if container is not None:
-            argv = container.argv(argv, env, cwd, gpus)
-            env = container.client_environment(env)
-        log = os.path.join(folder, f"log.{index}")
-        pid = spawn(log, argv, env=env, cwd=cwd, mounts=job["mounts"] if container is None else [])
-        ranks.append(Rank(index, pid, container))
-    return ranks
+    return os.path.join(work, job["working_dir"] or ".")
+
+
+def start_rank(folder: str, job: dict[str, Any], index: int, *, gpus: list[str], port: str, cwd: str) -> Rank:
+    """Start one node's process. Raises StartFailed."""
+    env = environment(folder, job, index, gpus, port)
+    container = Container(job, index) if job.get("container") else None
+    argv = command(folder, job)
+    if container is not None:
+        argv = container.argv(argv, env, cwd, gpus)
+        env = container.client_environment(env)
+    log = os.path.join(folder, f"log.{index}")
+    pid = spawn(log, argv, env=env, cwd=cwd, mounts=job["mounts"] if container is None else [])
+    return Rank(index, pid, container)
 
 
 def command(folder: str, job: dict[str, Any]) -> list[str]:
@@ -203,8 +212,9 @@ def environment(folder: str, job: dict[str, Any], index: int, gpus: list[str], p
     The names are those of the documented API (FLOW_*) and of torch.distributed's env:// rendezvous.
     """
     nodes = str(job["num_instances"])
+    main = job.get("main_address", "127.0.0.1")
     env = {
-        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_ADDR": main,
         "MASTER_PORT": port,
         "WORLD_SIZE": nodes,
         "RANK": str(index),
@@ -220,7 +230,7 @@ def environment(folder: str, job: dict[str, Any], index: int, gpus: list[str], p
             "FLOW_TASK_ID": job["task_id"],
             "FLOW_NODE_RANK": str(index),
             "FLOW_NUM_NODES": nodes,
-            "FLOW_MAIN_IP": "127.0.0.1",
+            "FLOW_MAIN_IP": main,
             "FLOW_NUM_GPUS": str(len(gpus)),
             "CUDA_VISIBLE_DEVICES": ",".join(gpus),
         }
@@ -228,7 +238,8 @@ def environment(folder: str, job: dict[str, Any], index: int, gpus: list[str], p
     return env
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens on at this moment."""
     import socket
 
     with socket.socket() as probe:
