@@ -7,34 +7,24 @@ included. Both sides need the same Python minor version; the runner refuses any 
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import inspect
 import io
 import linecache
-import operator
-import os
-import site
 import sys
-import sysconfig
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FunctionType, ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from flow_core.errors import SerializationError
-from flow_core.runner.execute import WIRE_VERSION
-from flow_core.runner.pickles import CLOUDPICKLE_ZIP, PICKLE_LIMIT_BYTES, PROTOCOL, blame
+from flow_core.references import References
+from flow_core.runner.execute import WIRE_VERSION, sha256_hex
+from flow_core.runner.pickles import CLOUDPICKLE_ZIP, PICKLE_LIMIT_BYTES, blame
 from flow_core.runner.strict_json import to_json
 
 FUNCTION_FILE = "call.pkl"
 
-# What lru_cache makes: cloudpickle sends it by name only.
-_CACHED = functools._lru_cache_wrapper  # noqa: SLF001
-_CACHE_INFO = functools._CacheInfo  # noqa: SLF001
 _SOURCES_LIMIT_BYTES = 1024 * 1024
-# cloudpickle keeps one list of modules for the whole process.
-_registry_lock = threading.RLock()
 
 
 def capture(
@@ -54,11 +44,15 @@ def capture(
     `train (global 'LOCK') is a _thread.lock`, or that the call takes more than `PICKLE_LIMIT_BYTES`. The function is
     not changed, and nothing stays registered with cloudpickle.
     """
-    _refuse(function)
-    name = _name(function)
+    _check(function)
+    name = function_name(function)
+    if yields(function):
+        raise SerializationError(
+            f"{name} is a generator function: a call returns one value, when it ends",
+            suggestions=["Return a list, or call it in a session, which streams what it yields."],
+        )
     replaced = {id(original): (original, substitute) for original, substitute in (replace or {}).items()}
-    with _by_value():
-        captured, filenames = _dumped((function, tuple(args), dict(kwargs or {})), name, replaced)
+    captured, filenames = _dumped((function, tuple(args), dict(kwargs or {})), name, replaced)
     if len(captured) > PICKLE_LIMIT_BYTES:
         raise SerializationError(
             f"Cannot serialize arguments. Save to disk and pass path. {name} and its arguments take "
@@ -73,6 +67,60 @@ def capture(
         "sources": _sources(filenames),
     }
     return {"call.json": to_json(call, "call"), FUNCTION_FILE: captured, CLOUDPICKLE_ZIP: cloudpickle_zip()}
+
+
+class Payload(NamedTuple):
+    """A function as it travels: its pickle, the digest of that, and the text of its source files by name."""
+
+    data: bytes
+    digest: str
+    sources: dict[str, str]
+
+
+class Captured:
+    """A live function as another machine gets it, captured anew only when something that it refers to has changed."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        _check(function)
+        self.function = function
+        self.name = function_name(function)
+        self._made: tuple[References, Payload] | None = None
+
+    def fresh(self) -> Payload:
+        """Return the function as it is now, with what it refers to: the same object for as long as nothing changes.
+
+        A glance, where nothing has changed. Data into which no glance is possible, such as an array, is captured and
+        compared each time. Raises SerializationError as `capture` does.
+        """
+        made = self._made
+        if made is not None and made[0].unchanged():
+            return made[1]
+        references = References(self.function)  # before the capture, so that no change falls between them
+        data, filenames = _dumped(self.function, self.name, {})
+        if len(data) > PICKLE_LIMIT_BYTES:
+            raise SerializationError(
+                f"{self.name} and what it refers to take {len(data):,} bytes; at most "
+                f"{PICKLE_LIMIT_BYTES:,} can travel",
+                suggestions=["Pass large data as an argument, or save it and pass its path."],
+            )
+        if made is not None and made[1].data == data:
+            payload = made[1]
+        else:
+            payload = Payload(data, sha256_hex(data), _sources(filenames))
+        self._made = references, payload
+        return payload
+
+
+def yields(function: Callable[..., Any]) -> bool:
+    """Whether a call of it gives a generator, plain or async."""
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+
+
+def function_name(function: object) -> str:
+    """Return the name that a person connects with what is called."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 @functools.cache
@@ -104,45 +152,32 @@ def cloudpickle_zip() -> bytes:
     return archive.getvalue()
 
 
-def _refuse(function: object) -> None:
-    import inspect
-
+def _check(function: object) -> None:
     if not callable(function):
         raise SerializationError(f"{function!r} is not a function: it cannot be called")
-    plain = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
-    if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
-        raise SerializationError(
-            f"{_name(function)} is a generator function: a call returns one value, when it ends",
-            suggestions=["Return a list."],
-        )
-
-
-def _name(function: object) -> str:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return str(getattr(function, "__name__", type(function).__name__))
 
 
 _Replaced = dict[int, tuple[Any, Any]]
 
 
-def _dumped(call: tuple[Any, Any, Any], name: str, replaced: _Replaced) -> tuple[bytes, set[str]]:
-    """Return the pickle, and the files of the code in it."""
+def _dumped(value: Any, name: str, replaced: _Replaced) -> tuple[bytes, set[str]]:
+    """Return the pickle of a function or of (function, args, kwargs), and the files of the code in it."""
+    from flow_core.pickler import dumps  # cloudpickle takes a while to import
+
     try:
-        return _dump(call, replaced)
+        return dumps(value, replaced)
     except Exception as error:
-        raise _refusal(call, name, replaced, error) from error
+        raise _refusal(value, name, replaced, error) from error
 
 
-def _refusal(
-    call: tuple[Any, Any, Any], name: str, replaced: _Replaced, error: Exception
-) -> SerializationError:
+def _refusal(value: Any, name: str, replaced: _Replaced, error: Exception) -> SerializationError:
     """Say what cannot travel, where it is, and what to do about it."""
+    from flow_core.pickler import dumps
 
     def dump(value: object) -> object:
-        return _dump(value, replaced)
+        return dumps(value, replaced)
 
-    function, args, kwargs = call
+    function, args, kwargs = value if type(value) is tuple else (value, (), {})
     for part, where in ((args, "args"), (kwargs, "kwargs")):
         try:
             dump(part)
@@ -153,96 +188,6 @@ def _refusal(
         f"Cannot send the function {name!r}. {blame(function, name, error, dump)}",
         suggestions=["Make it inside the function, or pass what can travel as an argument."],
     )
-
-
-def _dump(value: object, replaced: _Replaced) -> tuple[bytes, set[str]]:
-    file = io.BytesIO()
-    pickler = _pickler_class()(file, PROTOCOL)
-    pickler.replaced = replaced
-    pickler.dump(value)
-    return file.getvalue(), pickler.filenames
-
-
-@functools.cache
-def _pickler_class() -> Any:
-    import cloudpickle
-
-    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not typed
-        """cloudpickle's, which also puts replacements in place and takes cached functions along."""
-
-        replaced: _Replaced
-
-        def __init__(self, file: io.BytesIO, protocol: int) -> None:
-            super().__init__(file, protocol)
-            self.filenames: set[str] = set()
-
-        def reducer_override(self, obj: Any) -> Any:
-            if id(obj) in self.replaced:
-                return operator.getitem, ((self.replaced[id(obj)][1],), 0)
-            if isinstance(obj, _CACHED) and not _is_importable(obj):
-                options = obj.cache_parameters()
-                made_of = (obj.__wrapped__, options["maxsize"], options["typed"], _CACHE_INFO)
-                return _CACHED, made_of, vars(obj)
-            reduced = super().reducer_override(obj)
-            if isinstance(obj, FunctionType) and reduced is not NotImplemented:
-                self.filenames.add(obj.__code__.co_filename)
-            return reduced
-
-    return Pickler
-
-
-def _is_importable(obj: Any) -> bool:
-    name = obj.__module__
-    module = sys.modules.get(name)
-    return module is not None and name != "__main__" and not _is_project(module, name)
-
-
-@contextlib.contextmanager
-def _by_value() -> Iterator[None]:
-    """Let the modules of the user's project travel by value while this lasts."""
-    import cloudpickle
-
-    with _registry_lock:
-        known = cloudpickle.list_registry_pickle_by_value()
-        loaded = list(sys.modules.items())
-        added = [module for name, module in loaded if name not in known and _is_project(module, name)]
-        for module in added:
-            cloudpickle.register_pickle_by_value(module)
-        try:
-            yield
-        finally:
-            for module in added:
-                with contextlib.suppress(ValueError):  # somebody else has unregistered it
-                    cloudpickle.unregister_pickle_by_value(module)
-
-
-def _is_project(module: object, name: str) -> bool:
-    """Whether a module's code is the user's: from a file that is not installed, and not ours."""
-    if not issubclass(type(module), ModuleType):
-        return False  # sys.modules holds whatever was put into it; a library of cffi's only says that it is a module
-    # Not getattr: that would set off the import behind a lazy module.
-    namespace = ModuleType.__getattribute__(module, "__dict__")
-    file = namespace.get("__file__")
-    if not isinstance(file, str) or namespace.get("__name__") != name or name == "__main__":
-        return False
-    return name.partition(".")[0] != __name__.partition(".")[0] and _is_project_file(file)
-
-
-@functools.lru_cache(maxsize=100_000)
-def _is_project_file(file: str) -> bool:
-    path = str(Path(file).absolute())
-    return not path.startswith(_installed()) and "site-packages" not in path and "dist-packages" not in path
-
-
-@functools.cache
-def _installed() -> tuple[str, ...]:
-    """The folders of what the other side may have as well."""
-    names = ("stdlib", "platstdlib", "purelib", "platlib")
-    folders = {sysconfig.get_path(name) for name in names} | {
-        *site.getsitepackages(),
-        site.getusersitepackages(),
-    }
-    return tuple(real + os.sep for folder in folders for real in {folder, os.path.realpath(folder)})
 
 
 def _sources(filenames: set[str]) -> dict[str, str]:

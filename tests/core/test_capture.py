@@ -21,7 +21,7 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from flow_core import capture
+from flow_core import capture, origin
 from flow_core.errors import RemoteExecutionError, ResultError, SerializationError, TaskExecutionError
 from tests.core import conftest
 
@@ -330,7 +330,7 @@ def test_another_python_refuses_before_it_loads_anything(tmp_path: Path, each: M
 def test_a_missing_package_is_explained(
     machine: Machine, project: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capture, "_is_project_file", lambda file: "myproject" not in file)
+    monkeypatch.setattr(origin, "is_project_file", lambda file: "myproject" not in file)
     with pytest.raises(
         ModuleNotFoundError, match="needs what this machine does not have: No module named 'myproject'"
     ):
