@@ -5,24 +5,28 @@ The names inside the folder are documented where they are used most, in `flow_co
 
 from __future__ import annotations
 
-import hashlib
-import json
+import functools
 import os
-import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from flow_core.errors import ResourceNotFoundError, SpecRejected, ValidationError
+from flow_core.errors import (
+    FlowError,
+    ProviderUnavailable,
+    ResourceNotFoundError,
+    SpecRejected,
+    TaskNotFoundError,
+    ValidationError,
+)
 from flow_core.ids import TaskId
 from flow_core.models import Snapshot, TaskSpec, TaskStatus
-from flow_core.runner import task as records
-
-#: What stays of a task whose results the host has stored.
-RECORDS = frozenset({"spec.json", "claimed", "alive", "started.json", "exit.json", "released"})
+from flow_core.runner import machine
+from flow_core.runner.machine import Refused
 
 #: The uploaded code, kept by its content in a cache of the submitter's.
 ARCHIVE = "code.tar.gz"
@@ -64,102 +68,67 @@ class Job:
         }
 
 
+def files(spec: TaskSpec) -> list[dict[str, Any]]:
+    """Return what is to be put into the task's folder, as `machine.create` takes it."""
+    listed: list[dict[str, Any]] = []
+    for file in spec.files:
+        if file.path is None:
+            listed.append({"name": file.name, "data": file.data or b""})
+        else:  # the archive is replaced where it comes from, never rewritten
+            listed.append({"name": file.name, "path": str(file.path), "link": file.name == ARCHIVE})
+    if spec.entry == "script":
+        listed.append({"name": "script", "data": spec.script.encode(), "mode": 0o700})
+    return listed
+
+
+def record(spec: TaskSpec, task_id: str, *, submitted_at: datetime) -> dict[str, Any]:
+    """Return what spec.json holds: what was asked for, and when."""
+    described = spec.model_dump(mode="json", exclude={"files"})
+    return {"v": 1, "task_id": task_id, "submitted_at": submitted_at.timestamp(), "spec": described}
+
+
 def place(tasks: Path, task_id: str) -> Path:
     """Return a task's folder: attempts of one key lie side by side, so the newest is found by listing one folder."""
     parsed = TaskId.parse(task_id)
     return tasks / parsed.digest / str(parsed.attempt)
 
 
-def create(folder: Path, task_id: str, spec: TaskSpec, job: Job, *, submitted_at: datetime) -> bool:
-    """Make the task folder appear, whole, under its name. Return False when it was there already.
-
-    Everything is written beside it first: the name is the commit, and of two racers one wins.
-    """
-    private(folder.parent)
-    draft = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
-    try:
-        for file in spec.files:
-            target = draft / inside(file.name)
-            private(target.parent)
-            if file.path is not None and file.name == ARCHIVE:
-                _link_or_copy(file.path, target)  # replaced where it comes from, never rewritten
-            elif file.path is not None:
-                shutil.copyfile(file.path, target)
-            else:
-                target.write_bytes(file.data or b"")
-        if spec.entry == "script":
-            script = draft / "script"
-            script.write_text(spec.script, encoding="utf-8")
-            script.chmod(0o700)
-        records.reserve(str(draft))
-        records.write_json(str(draft), "job.json", job.render(spec, task_id))
-        described = spec.model_dump(mode="json", exclude={"files"})
-        records.write_json(
-            str(draft),
-            "spec.json",
-            {"v": 1, "task_id": task_id, "submitted_at": submitted_at.timestamp(), "spec": described},
-        )
-        try:
-            draft.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-            return False
-        return True
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def private(folder: Path) -> None:
-    """Make a folder and its missing parents, readable by their owner alone (`mkdir` would leave the parents open)."""
-    for path in (*reversed(folder.parents), folder):
-        path.mkdir(mode=0o700, exist_ok=True)
-
-
-def inside(name: str) -> PurePosixPath:
-    """Check a path that must stay within a task folder. Raises ValidationError when it does not."""
-    path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or "\0" in name:
-        raise ValidationError(
-            f"{name!r} is not a path inside the task's folder",
-            suggestions=["Give a relative path without '..'."],
-        )
-    return path
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def fetch(folder: Path, name: str, into: Path) -> None:
-    """Copy a file out of a task folder, whole or not at all. Raises ResourceNotFoundError, ValidationError."""
-    source = folder / inside(name)
-    if not source.resolve().is_relative_to(folder.resolve()):
-        raise ValidationError(f"{name!r} is a link that leaves the task's folder")
+@contextmanager
+def drafted(into: Path) -> Iterator[Path]:
+    """A path beside `into` that takes its place at the end; after an exception `into` is as it was."""
     handle, draft = tempfile.mkstemp(prefix=f".{into.name}.", dir=into.parent)
     os.close(handle)
     try:
-        shutil.copyfile(source, draft)
+        yield Path(draft)
         os.replace(draft, into)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise ResourceNotFoundError(f"the task's folder has no file {name!r}") from error
     finally:
         Path(draft).unlink(missing_ok=True)
 
 
-def release(folder: Path) -> None:
-    """Remove all but the records of an ended task; the mark comes first, so an interrupted release is repeated."""
-    (folder / "released").touch(mode=0o600)
-    for path in folder.iterdir():
-        if path.name in RECORDS:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+def private(folder: Path) -> None:
+    """Make a folder and its missing parents, readable by their owner alone."""
+    machine.private(str(folder))
+
+
+_ERRORS: Mapping[str, type[FlowError]] = {
+    "task-not-found": TaskNotFoundError,
+    "not-found": ResourceNotFoundError,
+    "invalid": ValidationError,
+}
+
+
+def flow_error(refused: Refused) -> FlowError:
+    """Turn what a machine refused into the error that a caller expects."""
+    return _ERRORS.get(refused.kind, ProviderUnavailable)(refused.message, suggestions=refused.suggestions)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Within this, what a machine refuses is raised as an error of ours."""
+    try:
+        yield
+    except Refused as refused:
+        raise flow_error(refused) from refused
 
 
 _STATUS = {"cancelled": TaskStatus.CANCELLED}
@@ -229,44 +198,10 @@ def _time(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, tz=timezone.utc)
 
 
-def install_runner(home: Path) -> Path:
-    """Put the runner's files where the machine can run them, once per content; return the folder to run.
-
-    A task that waits for days keeps the runner that it was submitted with, whatever is installed meanwhile.
-    """
-    sources = {path.name: path.read_bytes() for path in sorted(Path(records.__file__).parent.glob("*.py"))}
-    sha = hashlib.sha256(
-        json.dumps({name: hashlib.sha256(data).hexdigest() for name, data in sources.items()}).encode()
-    )
-    target = home / sha.hexdigest()[:16]
-    if target.is_dir():
-        return target
-    private(home)
-    draft = Path(tempfile.mkdtemp(prefix=".new-", dir=home))
-    try:
-        package = draft / "flow_runner"
-        package.mkdir()
-        for name, data in sources.items():
-            (package / name).write_bytes(data)
-        (draft / "__main__.py").write_text(
-            "import sys\n\nfrom flow_runner.main import main\n\nsys.exit(main(sys.argv))\n"
-        )
-        try:
-            draft.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return target
-
-
-def attempts(tasks: Path, digest: str) -> list[int]:
-    """Return the attempt numbers that exist for a key's digest, in order."""
-    try:
-        return sorted(int(name) for name in os.listdir(tasks / digest) if name.isdigit())
-    except FileNotFoundError:
-        return []
+@functools.cache
+def runner_sources() -> dict[str, bytes]:
+    """Return the files that run a task, by name."""
+    return {path.name: path.read_bytes() for path in Path(machine.__file__).parent.glob("*.py")}
 
 
 def reject_sources(sources: Iterable[str], provider: str) -> None:

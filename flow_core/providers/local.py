@@ -6,14 +6,10 @@ The machine's GPUs are shared out by count, in order of arrival (`flow_core.runn
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 import shutil
 import socket
-import subprocess
 import sys
-import time
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cached_property
@@ -21,20 +17,17 @@ from pathlib import Path
 from typing import ClassVar
 
 from flow_core.config import Settings
-from flow_core.errors import ProviderUnavailable, SpecRejected, TaskNotFoundError
+from flow_core.errors import ProviderUnavailable, SpecRejected
 from flow_core.ids import TaskId
 from flow_core.models import Instance, LogChunk, Snapshot, TaskSpec
 from flow_core.providers import folder as folders
 from flow_core.providers.folder import Job
-from flow_core.providers.local_machine import UNBUFFERED, Devices, base_environment, container_engine
+from flow_core.providers.local_machine import Devices, container_engine
 from flow_core.providers.local_shell import LocalShell
-from flow_core.providers.local_volumes import LocalVolumes, can_mount
+from flow_core.providers.local_volumes import LocalVolumes
 from flow_core.providers.spi import Provider
-from flow_core.runner import slots
-from flow_core.runner import task as records
-
-_SWEEP_EVERY_S = 3600.0
-_DRAFT_S = 86400.0  # a submit that still copies its files is younger
+from flow_core.runner import machine, slots
+from flow_core.runner.inventory import UNBUFFERED, base_environment, can_mount
 
 
 class LocalProvider(Provider):
@@ -70,8 +63,15 @@ class LocalProvider(Provider):
             try:
                 folders.private(self.tasks)
                 self._sweep()
-                job = self._job(spec, task_id)
-                folders.create(folder, task_id, spec, job, submitted_at=datetime.now(timezone.utc))
+                machine.create(
+                    str(self.home),
+                    task_id,
+                    job=self._job(spec, task_id).render(spec, task_id),
+                    spec=folders.record(spec, task_id, submitted_at=datetime.now(timezone.utc)),
+                    files=folders.files(spec),
+                )
+            except machine.Refused as refused:
+                raise folders.flow_error(refused) from refused
             except OSError as error:
                 raise ProviderUnavailable(
                     f"the task's folder could not be written under {self.home}: {error.strerror}",
@@ -84,7 +84,7 @@ class LocalProvider(Provider):
         if spec.gpu_count:
             self.devices.check(spec)
         folders.reject_sources((mount.source for mount in spec.data_mounts), self.name)
-        runner = folders.install_runner(self.home / "runner")
+        runner = Path(machine.install(str(self.home), folders.runner_sources()))
         volumes = self.volumes.attach(spec)
         folder = folders.place(self.tasks, task_id)
         container = None
@@ -124,141 +124,47 @@ class LocalProvider(Provider):
             links=volumes.links,
         )
 
-    def _start(self, folder: Path, task_id: str) -> None:
-        """Launch a runner unless the task has one or had one. A needless runner finds the task claimed and leaves."""
-        if not (folder / "unclaimed").exists():
-            return
-        job = records.read_json(str(folder), "job.json") or {}
-        runner = Path(job["call"]).parent.parent
-        argv = [sys.executable, "-I", "-S", str(runner), str(folder)]
-        ticket: int | None = None
-        try:
-            if not os.path.isfile(sys.executable):  # the shell below would not tell
-                raise FileNotFoundError(f"there is no Python at {sys.executable!r} any more")
-            if job["gpu"] is not None:
-                name, ticket = slots.take_ticket(str(self.queue), task_id)
-                argv += [name, str(ticket)]
-            # The shell leaves the runner to the system at once: it is nobody's child here and cannot become a zombie.
-            subprocess.run(
-                ["/bin/sh", "-c", '"$@" 2>>"$0" &', str(folder / "runner.log"), *argv],
-                env={**base_environment(sys.executable), "FLOW_TASK_DIR": str(folder)},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=() if ticket is None else (ticket,),
-                start_new_session=True,
-                check=True,
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            raise ProviderUnavailable(
-                f"the runner could not be started: {error}", suggestions=["Submit again with the same key."]
-            ) from error
-        finally:
-            if ticket is not None:
-                slots.hand_over(ticket)
+    def _start(self, _folder: Path, task_id: str) -> None:
+        with folders.told():
+            machine.launch(str(self.home), task_id)
 
     # -- looking
 
     def find(self, digest: str) -> str | None:
-        for number in reversed(folders.attempts(self.tasks, digest)):
-            spec = records.read_json(str(self.tasks / digest / str(number)), "spec.json")
-            if spec is not None:
-                return str(spec["task_id"])
-        return None
+        return machine.find(str(self.home), digest)
 
     def list(self, *, limit: int) -> Sequence[str]:
-        try:
-            keys = sorted(os.scandir(self.tasks), key=lambda entry: entry.stat().st_mtime, reverse=True)
-        except FileNotFoundError:
-            return []
-        found: list[tuple[float, str]] = []
-        for entry in keys[:limit]:  # a key's folder is as new as its newest attempt
-            for number in folders.attempts(self.tasks, entry.name):
-                spec = records.read_json(os.path.join(entry.path, str(number)), "spec.json")
-                if spec is not None:
-                    found.append((spec["submitted_at"], spec["task_id"]))
-        return [task_id for _, task_id in sorted(found, reverse=True)[:limit]]
+        return [task_id for _, task_id in machine.newest(str(self.home), limit)]
 
     def poll(self, task_ids: Collection[str]) -> Mapping[str, Snapshot]:
-        return {task_id: self._snapshot(task_id) for task_id in task_ids}
-
-    def _snapshot(self, task_id: str) -> Snapshot:
-        try:
-            facts = records.probe(str(folders.place(self.tasks, task_id)))
-        except TaskNotFoundError:
-            facts = None
-        except OSError as error:  # this process has no descriptor left, the disk does not answer
-            raise ProviderUnavailable(f"the records of task {task_id} cannot be read: {error}") from error
-        return folders.snapshot(task_id, facts, host=self.host, address="127.0.0.1", region="local")
+        with folders.told():
+            facts = machine.poll(str(self.home), [*task_ids])
+        return {
+            task_id: folders.snapshot(task_id, known, host=self.host, address="127.0.0.1", region="local")
+            for task_id, known in facts.items()
+        }
 
     def read_log(self, task_id: str, *, node: int = 0, offset: int = 0, limit: int = 65536) -> LogChunk:
-        folder = self._existing(task_id)
-        # Looked at first: what is written before the end is then in the file.
-        final = (folder / "exit.json").exists()
-        try:
-            with open(folder / f"log.{int(node)}", "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                start = max(0, size + offset) if offset < 0 else offset
-                file.seek(start)
-                data = file.read(limit)
-        except FileNotFoundError:
-            return LogChunk(data=b"", next_offset=max(0, offset), end=final)
-        return LogChunk(data=data, next_offset=start + len(data), end=final and start + len(data) >= size)
+        with folders.told():
+            data, next_offset, end = machine.read_log(str(self.home), task_id, node, offset, limit)
+        return LogChunk(data=data, next_offset=next_offset, end=end)
 
     def fetch(self, task_id: str, path: str, into: Path) -> None:
-        folders.fetch(self._existing(task_id), path, into)
-
-    def _existing(self, task_id: str) -> Path:
-        folder = folders.place(self.tasks, task_id)
-        if not (folder / "spec.json").exists():
-            raise TaskNotFoundError(
-                f"there is no task {task_id!r} under {self.home}",
-                suggestions=["List the tasks with flow.list_tasks()."],
-            )
-        return folder
+        with folders.told():
+            source = machine.locate(str(self.home), task_id, path)
+            with folders.drafted(into) as draft:
+                shutil.copyfile(source, draft)
 
     # -- ending
 
     def cancel(self, task_ids: Collection[str]) -> None:
-        for task_id in task_ids:
-            folder = self._folder_or_none(task_id)
-            if folder is not None:
-                records.ask_to_stop(str(folder))
+        machine.cancel(str(self.home), [*task_ids])
 
     def release(self, task_ids: Collection[str]) -> None:
-        for task_id in task_ids:
-            folder = self._folder_or_none(task_id)
-            if folder is not None and (folder / "exit.json").exists():
-                folders.release(folder)
-
-    def _folder_or_none(self, task_id: str) -> Path | None:
-        try:
-            return self._existing(task_id)
-        except TaskNotFoundError:
-            return None
+        machine.release(str(self.home), [*task_ids])
 
     def _sweep(self) -> None:
-        """Remove tasks that ended longer ago than the retention time; looked for once an hour at most."""
-        stamp = self.home / ".swept"
-        now = time.time()
-        if stamp.exists() and now - stamp.stat().st_mtime < _SWEEP_EVERY_S:
-            return
-        stamp.touch(mode=0o600)
-        for record in self.tasks.glob("*/*/exit.json"):
-            ended = (records.read_json(str(record.parent), "exit.json") or {}).get("ended_at", now)
-            if now - ended > self.settings.retention_days * 86400:
-                trash = record.parent.with_name(f".old-{secrets.token_hex(8)}")
-                try:
-                    record.parent.rename(
-                        trash
-                    )  # gone at once for everybody who looks, then removed at leisure
-                except FileNotFoundError:  # somebody else sweeps too
-                    continue
-                shutil.rmtree(trash, ignore_errors=True)
-        for draft in self.tasks.glob("*/.new-*"):  # of submits that were killed
-            with contextlib.suppress(FileNotFoundError):
-                if now - draft.stat().st_mtime > _DRAFT_S:
-                    shutil.rmtree(draft, ignore_errors=True)
+        machine.sweep(str(self.home), self.settings.retention_days * 86400)
 
     # -- capabilities
 

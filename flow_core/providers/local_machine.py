@@ -1,52 +1,28 @@
-"""What this machine has: its GPUs, its container engine, the environment that a task starts from."""
+"""What a machine has, against what a task asks for: GPUs and a container engine."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from flow_core.errors import SpecRejected
 from flow_core.models import Instance, TaskSpec
-from flow_core.runner.ranks import ENGINE_VARIABLES
-
-#: A log that is followed must not wait for a full buffer.
-UNBUFFERED = {"PYTHONUNBUFFERED": "1"}
-
-#: Variables that a task inherits from whoever submits it: what describes the machine, nothing that belongs to the host
-#: (an orchestrator's process is full of its own settings and secrets).
-_KEPT = frozenset(
-    (
-        *("HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR"),
-        *("LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"),
-        *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
-        *ENGINE_VARIABLES,
-    )
-)
-
-#: In order of preference: the daemonless one first.
-_ENGINES = ("podman", "docker", "apptainer")
-
-
-def base_environment(python: str) -> dict[str, str]:
-    """Return the variables that every task starts from; `python` is the one found first on PATH."""
-    kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith("LC_")}
-    path = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    own = os.path.dirname(os.path.abspath(python))
-    kept["PATH"] = os.pathsep.join([own, *(entry for entry in path if entry != own)])
-    return {**kept, **UNBUFFERED}
+from flow_core.runner import inventory
 
 
 def container_engine(image: str) -> str:
     """Return the path of the engine that will run `image`. Raises SpecRejected where there is none."""
-    for name in _ENGINES:
-        path = shutil.which(name)
-        if path is not None:
-            return path
-    raise SpecRejected(
-        f"image={image!r} needs a container engine, and this machine has none of {', '.join(_ENGINES)}",
+    path = inventory.container_engine()
+    if path is None:
+        raise no_engine(image, "this machine")
+    return path
+
+
+def no_engine(image: str, where: str) -> SpecRejected:
+    """Say that images cannot be run there."""
+    return SpecRejected(
+        f"image={image!r} needs a container engine, and {where} has none of {', '.join(inventory.ENGINES)}",
         suggestions=[
             "Install podman, docker or apptainer.",
             "Leave image out: the task then runs on the machine itself.",
@@ -66,15 +42,12 @@ class Devices:
     @classmethod
     def of_this_machine(cls, declared: int | None) -> Devices:
         """Find the GPUs, or take the declared number; with both, the declared number of the real ones."""
-        found = _nvidia_smi()
-        if found is not None:
-            return (
-                found
-                if declared is None
-                else cls(found.names[:declared], found.model, found.memory_gb, real=True)
-            )
-        # A declared GPU answers to any name; this is the one it is listed under.
-        return cls(tuple(str(index) for index in range(declared or 0)), "a100", None, real=False)
+        return cls.from_facts(inventory.gpus(declared))
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Devices:
+        """Take what a machine says of its GPUs (`flow_core.runner.inventory.gpus`)."""
+        return cls(tuple(facts["names"]), facts["model"], facts["memory_gb"], facts["real"])
 
     def check(self, spec: TaskSpec) -> None:
         """Raise SpecRejected when this machine can never give `spec` its GPUs."""
@@ -120,39 +93,3 @@ class Devices:
             )
             for count in counts
         ]
-
-
-def _nvidia_smi() -> Devices | None:
-    """Ask the driver's own tool; None where there is no driver or it does not answer."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    query = [tool, "--query-gpu=index,name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        out = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    rows = [[cell.strip() for cell in line.split(",")] for line in out.splitlines() if line.count(",") == 2]
-    if not rows:
-        return None
-    return Devices(
-        tuple(row[0] for row in rows),
-        _short_model(rows[0][1]),
-        _gigabytes([row[2] for row in rows]),
-        real=True,
-    )
-
-
-def _short_model(name: str) -> str:
-    """'NVIDIA H100 80GB HBM3' -> 'h100': the word with a digit in it, as the GPU names are written elsewhere."""
-    words = name.replace("-", " ").lower().split()
-    return next(
-        (word for word in words if any(c.isdigit() for c in word) and not word.endswith("gb")), name.lower()
-    )
-
-
-def _gigabytes(mebibytes: Sequence[str]) -> int | None:
-    try:
-        return min(int(value) for value in mebibytes) // 1000  # 81559 MiB is sold as 80 GB
-    except ValueError:
-        return None

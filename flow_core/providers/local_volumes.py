@@ -6,7 +6,6 @@ import os
 import re
 import secrets
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ from flow_core.errors import TaskNotFoundError, ValidationError, VolumeError, Vo
 from flow_core.models import TaskSpec, Volume, VolumeSpec
 from flow_core.providers import folder as folders
 from flow_core.runner import task as records
+from flow_core.runner.inventory import can_mount
 from flow_core.storage import DEFAULT_VOLUME_GB
-
-_CAP_SYS_ADMIN = 21  # linux/capability.h
 
 
 @dataclass(frozen=True)
@@ -30,20 +28,6 @@ class Attached:
     mounts: tuple[tuple[str, str], ...]
     links: tuple[tuple[str, str], ...]
     env: dict[str, str]
-
-
-def can_mount() -> bool:
-    """Whether this user may show a folder under another path, in a mount namespace of the task's own."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        return False
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return False
-    held = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
-    return held is not None and bool(
-        int(held[1], 16) >> _CAP_SYS_ADMIN & 1
-    )  # root of a container often lacks it
 
 
 class LocalVolumes:

@@ -65,6 +65,23 @@ def _tickets(queue: str) -> list[str]:
     return sorted(name for name in os.listdir(queue) if name[0] != ".")
 
 
+def waiting(queue: str) -> list[str]:
+    """Return the labels of the living tickets, in order. Looks, takes nothing for longer than the look."""
+    labels = []
+    for name in _tickets(queue) if os.path.isdir(queue) else ():
+        try:
+            ticket = os.open(os.path.join(queue, name), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(ticket, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            labels.append(name.partition(".")[2])
+        finally:
+            proc.unlock(ticket)
+    return labels
+
+
 def leave(queue: str, name: str, ticket: int) -> None:
     """Give the place up. The unlock is explicit: a copy of the descriptor in a forked process would keep the lock."""
     try:

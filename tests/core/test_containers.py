@@ -96,7 +96,7 @@ def test_apptainers_command_gets_its_variables_by_prefix(
     )
     engine.chmod(engine.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{engine.parent}:/usr/bin:/bin")
-    monkeypatch.setattr("flow_core.providers.local_machine._ENGINES", ("apptainer",))
+    monkeypatch.setattr("flow_core.runner.inventory.ENGINES", ("apptainer",))
     fields: dict[str, Any] = {"image": "some/image", "env": {"TOKEN": "a b"}, "upload_code": False}
     task = Flow("local").run('echo "$TOKEN $FLOW_NODE_RANK"; exit 4', **fields)
     task.wait(30)

@@ -17,6 +17,7 @@ import pytest
 from flow_core.models import TaskStatus
 from flow_core.providers import folder as folders
 from flow_core.providers.local import LocalProvider
+from flow_core.runner import machine
 from flow_core.runner import task as records
 
 P = pytest.MonkeyPatch
@@ -33,23 +34,31 @@ class Defect:
 
 def runner(patch: P, file: str, good: str, bad: str) -> None:
     """Ship a runner in which one piece of text is another."""
-    install = folders.install_runner
+    install = machine.install
 
-    def installed(home: Path) -> Path:
-        target = install(home)
-        source = target / "flow_runner" / file
+    def installed(home: str, sources: dict[str, bytes]) -> str:
+        target = install(home, sources)
+        source = Path(target) / "flow_runner" / file
         text = source.read_text()
         assert good in text or bad in text, f"{file} has no {good!r} any more: renew the defect"
         source.write_text(text.replace(good, bad))
         return target
 
-    patch.setattr(folders, "install_runner", installed)
+    patch.setattr(machine, "install", installed)
 
 
 def wrap(patch: P, name: str, after: Callable[..., Any]) -> None:
     """Replace a provider's method by one that gets the original as its first argument."""
     original = getattr(LocalProvider, name)
     patch.setattr(LocalProvider, name, lambda *args, **kwargs: after(original, *args, **kwargs))
+
+
+def existing(self: LocalProvider, task_id: str) -> list[Path]:
+    """The folder of a task, if there is one."""
+    try:
+        return [Path(machine.existing(str(self.home), task_id))]
+    except machine.Refused:
+        return []
 
 
 def start_twice(patch: P) -> None:
@@ -99,7 +108,10 @@ def split_arguments(patch: P) -> None:
 
 
 def find_the_first_attempt(patch: P) -> None:
-    patch.setattr(folders, "attempts", lambda tasks, digest: [1] if (tasks / digest / "1").is_dir() else [])
+    def attempts(home: str, digest: str) -> list[int]:
+        return [1] if (Path(home) / "tasks" / digest / "1").is_dir() else []
+
+    patch.setattr(machine, "attempts", attempts)
 
 
 def list_the_oldest_first(patch: P) -> None:
@@ -140,10 +152,9 @@ def kill_the_first_process_alone(patch: P) -> None:
 
 def forget_a_cancel_before_the_start(patch: P) -> None:
     def cancel(original: Any, self: LocalProvider, ids: Any) -> None:
-        claimed = [
-            one for one in ids if self._folder_or_none(one) and (self._existing(one) / "claimed").exists()
-        ]
-        original(self, claimed)
+        original(
+            self, [one for one in ids if any((folder / "claimed").exists() for folder in existing(self, one))]
+        )
 
     wrap(patch, "cancel", cancel)
 
@@ -152,9 +163,9 @@ def cancel_what_has_ended(patch: P) -> None:
     def cancel(original: Any, self: LocalProvider, ids: Any) -> None:
         original(self, ids)
         for one in ids:
-            folder = self._folder_or_none(one)
-            if folder is not None and (folder / "exit.json").exists():
-                records.write_json(str(folder), "exit.json", records.exit_record("cancelled"))
+            for folder in existing(self, one):
+                if (folder / "exit.json").exists():
+                    records.write_json(str(folder), "exit.json", records.exit_record("cancelled"))
 
     wrap(patch, "cancel", cancel)
 
@@ -169,12 +180,13 @@ def forget_the_time_limit(patch: P) -> None:
 
 
 def fetch_from_anywhere(patch: P) -> None:
-    patch.setattr(folders, "inside", lambda name: Path(name or "x"))
-    patch.setattr(Path, "is_relative_to", lambda *_: True)
+    patch.setattr(
+        machine, "locate", lambda home, task_id, name: Path(machine.place(home, task_id), name or "x")
+    )
 
 
 def release_the_record_too(patch: P) -> None:
-    patch.setattr(folders, "release", shutil.rmtree)
+    patch.setattr(machine, "strip", shutil.rmtree)
 
 
 def remember_in_this_process(patch: P) -> None:

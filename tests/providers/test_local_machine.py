@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from flow_core import Flow, SpecRejected
-from flow_core.providers.local_machine import Devices, base_environment
+from flow_core.providers.local_machine import Devices
+from flow_core.runner.inventory import base_environment
 
 
 @pytest.fixture

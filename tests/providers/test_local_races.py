@@ -353,14 +353,14 @@ def test_two_who_sweep_at_once_both_submit(home: Path, monkeypatch: pytest.Monke
     flow = Flow("local", local={"retention_days": 0})
     flow.run("true", upload_code=False).wait(30)
     (home / ".swept").unlink()
-    rename = Path.rename
+    rename = os.rename
 
-    def other_first(path: Path, target: Path) -> Path:
-        if ".old-" in target.name:
-            rename(path, path.with_name("swept by the other"))
-        return rename(path, target)
+    def other_first(path: str, target: str) -> None:
+        if ".old-" in target:
+            rename(path, Path(path).with_name("swept by the other"))
+        rename(path, target)
 
-    monkeypatch.setattr(Path, "rename", other_first)
+    monkeypatch.setattr(os, "rename", other_first)
     flow.run("true", upload_code=False).wait(30)
 
 

@@ -1,0 +1,494 @@
+"""One machine and the tasks in a home folder on it: all that can be asked of them, as plain functions.
+
+A provider calls them in its own process where the machine is this one; `agent` serves them to providers elsewhere.
+Arguments and answers are JSON values and bytes. Nothing is held between calls: all of it is in files under the home,
+readable by their owner alone.
+
+============ ===============================================================================
+tasks/       one folder per key, in it one per attempt: the task folder (`task`)
+runner/      the files that run a task, once per content
+blobs/       files that tasks share, by the SHA-256 of their content
+queue/ gpus/ who waits and who holds what (`slots`)
+============ ===============================================================================
+
+Standard library only, Python 3.8+.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from . import slots, task
+from .inventory import base_environment
+
+#: What stays of a task whose results the host has stored.
+RECORDS = frozenset({"spec.json", "claimed", "alive", "started.json", "exit.json", "released"})
+
+_SWEEP_EVERY_S = 3600.0
+_DRAFT_S = 86400.0  # a submit that still copies its files is younger
+
+
+class Refused(Exception):
+    """Something that was asked for cannot be done; `kind` is a word that the caller's side turns into its own error.
+
+    task-not-found, not-found, invalid (a value that can never be right), missing (blobs that were not sent yet),
+    unavailable (ask again), deadline.
+    """
+
+    def __init__(self, kind: str, message: str, suggestions: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.suggestions = suggestions
+
+
+# -- places
+
+
+def place(home: str, task_id: str) -> str:
+    """Return a task's folder. Raises Refused (task-not-found) for what cannot be an id."""
+    slug, _, rest = task_id.rpartition("-")
+    digest = slug.rpartition("-")[2]
+    if not (
+        rest.isdigit() and rest.isascii() and len(digest) == 16 and set(digest) <= set("0123456789abcdef")
+    ):
+        raise Refused("task-not-found", f"{task_id!r} is not a task id")
+    return os.path.join(home, "tasks", digest, rest)
+
+
+def existing(home: str, task_id: str) -> str:
+    """Return the folder of a task that exists. Raises Refused (task-not-found)."""
+    folder = place(home, task_id)
+    if not os.path.exists(os.path.join(folder, "spec.json")):
+        raise Refused(
+            "task-not-found",
+            f"there is no task {task_id!r} under {home}",
+            ("List the tasks with flow.list_tasks().",),
+        )
+    return folder
+
+
+def inside(name: str) -> str:
+    """Check a path that must stay within a folder. Raises Refused (invalid) when it does not."""
+    if not name or name.startswith("/") or "\0" in name or ".." in name.split("/"):
+        raise Refused(
+            "invalid",
+            f"{name!r} is not a path inside the task's folder",
+            ("Give a relative path without '..'.",),
+        )
+    return os.path.normpath(name)
+
+
+def private(folder: str) -> None:
+    """Make a folder and its missing parents, readable by their owner alone; `makedirs` would leave the parents open."""
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        if not os.path.isdir(folder):
+            raise
+    except FileNotFoundError:
+        private(os.path.dirname(folder))
+        private(folder)
+
+
+# -- before a task starts
+
+
+def install(home: str, sources: dict[str, bytes]) -> str:
+    """Put the runner's files where the machine can run them, once per content; return the folder to run.
+
+    A task that waits for days keeps the runner that it was submitted with, whatever is installed meanwhile.
+    """
+    target = os.path.join(home, "runner", version(sources))
+    if os.path.isdir(target):
+        return target
+    private(os.path.dirname(target))
+    draft = tempfile.mkdtemp(prefix=".new-", dir=os.path.dirname(target))
+    try:
+        os.mkdir(os.path.join(draft, "flow_runner"))
+        for name, data in sources.items():
+            _write(os.path.join(draft, "flow_runner", name), data, 0o644)
+        start = b"import sys\n\nfrom flow_runner.main import main\n\nsys.exit(main(sys.argv))\n"
+        _write(os.path.join(draft, "__main__.py"), start, 0o644)
+        _appear(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def version(sources: dict[str, bytes]) -> str:
+    """Name a set of files by its content."""
+    sha = hashlib.sha256()
+    for name in sorted(sources):
+        sha.update(b"%s %s\n" % (name.encode(), hashlib.sha256(sources[name]).hexdigest().encode()))
+    return sha.hexdigest()[:16]
+
+
+def create(
+    home: str,
+    task_id: str,
+    *,
+    job: dict[str, Any],
+    spec: dict[str, Any],
+    files: list[dict[str, Any]],
+) -> bool:
+    """Make the task folder appear, whole, under its name. Return False when it was there already.
+
+    Everything is written beside it first: the name is the commit, and of two racers one wins. A file is a dict of
+    `name`, optionally `mode`, and `data` (bytes), `path` (copied) or `blob` (what `keep_blob` has stored); with
+    `link` the copy is a hard link, for content that is replaced where it comes from and never rewritten.
+    Raises Refused (missing) that names the blobs that are not there, OSError where the disk refuses.
+    """
+    folder = place(home, task_id)
+    if os.path.isdir(folder):
+        return False
+    private(os.path.dirname(folder))
+    draft = tempfile.mkdtemp(prefix=".new-", dir=os.path.dirname(folder))
+    try:
+        for file in files:
+            _put(home, draft, file)
+        task.reserve(draft)
+        task.write_json(draft, "job.json", job)
+        task.write_json(draft, "spec.json", spec)
+        return _appear(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _appear(draft: str, target: str) -> bool:
+    try:
+        os.rename(draft, target)
+    except OSError:
+        if not os.path.isdir(target):
+            raise
+        return False
+    return True
+
+
+def _put(home: str, draft: str, file: dict[str, Any]) -> None:
+    target = os.path.join(draft, inside(file["name"]))
+    private(os.path.dirname(target))
+    source = file.get("path") or (_blob(home, file["blob"]) if "blob" in file else None)
+    if source is None:
+        _write(target, file["data"], file.get("mode", 0o600))
+        return
+    try:
+        if file.get("link"):
+            try:
+                os.link(source, target)
+                return
+            except FileNotFoundError:
+                raise
+            except OSError:  # another file system
+                pass
+        shutil.copyfile(source, target)
+    except FileNotFoundError:
+        if "blob" in file:
+            raise Refused("missing", file["blob"]) from None
+        raise
+
+
+def _write(path: str, data: bytes, mode: int) -> None:
+    with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode), "wb") as file:
+        file.write(data)
+
+
+def launch(home: str, task_id: str) -> None:
+    """Start a runner unless the task has one or had one. A needless runner finds the task claimed and leaves.
+
+    Raises Refused (unavailable): no runner was started, ask again.
+    """
+    folder = place(home, task_id)
+    if not os.path.exists(os.path.join(folder, "unclaimed")):
+        return
+    job = task.read_json(folder, "job.json") or {}
+    runner = os.path.dirname(os.path.dirname(job["call"]))
+    argv = [sys.executable, "-I", "-S", runner, folder]
+    ticket: int | None = None
+    try:
+        if not os.path.isfile(sys.executable):  # the shell below would not tell
+            raise FileNotFoundError(f"there is no Python at {sys.executable!r} any more")
+        if job["gpu"] is not None:
+            name, ticket = slots.take_ticket(
+                job["gpu"]["queue"], "{}.{}".format(task_id, job["gpu"]["count"])
+            )
+            argv += [name, str(ticket)]
+        # The shell leaves the runner to the system at once: it is nobody's child here and cannot become a zombie.
+        subprocess.run(
+            ["/bin/sh", "-c", '"$@" 2>>"$0" &', os.path.join(folder, "runner.log"), *argv],
+            env={**base_environment(sys.executable), "FLOW_TASK_DIR": folder},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=() if ticket is None else (ticket,),
+            start_new_session=True,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        message = f"the runner could not be started: {error}"
+        raise Refused("unavailable", message, ("Submit again with the same key.",)) from error
+    finally:
+        if ticket is not None:
+            slots.hand_over(ticket)
+
+
+# -- blobs
+
+
+def _blob(home: str, sha: str) -> str:
+    if len(sha) != 64 or not set(sha) <= set("0123456789abcdef"):
+        raise Refused("invalid", f"{sha!r} is not a SHA-256")
+    return os.path.join(home, "blobs", sha)
+
+
+def missing_blobs(home: str, shas: list[str]) -> list[str]:
+    """Return those that are not here; the others are kept for a while longer."""
+    absent = []
+    for sha in shas:
+        try:
+            os.utime(_blob(home, sha))
+        except FileNotFoundError:
+            absent.append(sha)
+    return absent
+
+
+def keep_blob(home: str, sha: str, *, draft: str, offset: int, total: int, data: bytes) -> bool:
+    """Store a piece of a blob, in any order; return True when it is whole, checked and there under its name.
+
+    `draft` is the sender's own name for this transfer. Raises Refused (invalid) when the content is another one.
+    """
+    target = _blob(home, sha)
+    private(os.path.dirname(target))
+    path = os.path.join(os.path.dirname(target), ".new-" + inside(draft).replace("/", "_"))
+    fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(fd, data, offset)
+    finally:
+        os.close(fd)
+    if offset + len(data) < total:
+        return False
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for piece in iter(lambda: file.read(1 << 20), b""):
+            digest.update(piece)
+    if digest.hexdigest() != sha:
+        os.unlink(path)
+        raise Refused("invalid", f"what arrived as {sha} has another content", ("Send it again.",))
+    os.rename(path, target)
+    return True
+
+
+# -- looking
+
+
+def attempts(home: str, digest: str) -> list[int]:
+    """Return the attempt numbers that exist for a key's digest, in order."""
+    try:
+        return sorted(int(name) for name in os.listdir(os.path.join(home, "tasks", digest)) if name.isdigit())
+    except FileNotFoundError:
+        return []
+
+
+def find(home: str, digest: str) -> str | None:
+    """Return the id of the newest attempt at the key with this digest, None when there is none."""
+    for number in reversed(attempts(home, digest)):
+        spec = task.read_json(os.path.join(home, "tasks", digest, str(number)), "spec.json")
+        if spec is not None:
+            return str(spec["task_id"])
+    return None
+
+
+def newest(home: str, limit: int) -> list[tuple[float, str]]:
+    """Return (time of submission, id) of up to `limit` tasks, the newest first."""
+    try:
+        keys = sorted(
+            os.scandir(os.path.join(home, "tasks")), key=lambda entry: entry.stat().st_mtime, reverse=True
+        )
+    except FileNotFoundError:
+        return []
+    found: list[tuple[float, str]] = []
+    for entry in keys[:limit]:  # a key's folder is as new as its newest attempt
+        for number in attempts(home, entry.name):
+            spec = task.read_json(os.path.join(entry.path, str(number)), "spec.json")
+            if spec is not None:
+                found.append((spec["submitted_at"], spec["task_id"]))
+    return sorted(found, reverse=True)[:limit]
+
+
+def poll(home: str, task_ids: list[str]) -> dict[str, dict[str, Any] | None]:
+    """Return the facts of each task (`task.probe`), None for those that nobody knows.
+
+    Raises Refused (unavailable) when the records cannot be read: this process has no descriptor left, the disk does
+    not answer.
+    """
+    facts: dict[str, dict[str, Any] | None] = {}
+    for task_id in task_ids:
+        try:
+            facts[task_id] = task.probe(place(home, task_id))
+        except Refused:
+            facts[task_id] = None
+        except OSError as error:
+            message = f"the records of task {task_id} cannot be read: {error}"
+            raise Refused("unavailable", message) from error
+    return facts
+
+
+def read_log(home: str, task_id: str, node: int, offset: int, limit: int) -> tuple[bytes, int, bool]:
+    """Return (up to `limit` bytes of a node's output, where to go on, whether nothing will follow)."""
+    folder = existing(home, task_id)
+    # Looked at first: what is written before the end is then in the file.
+    final = os.path.exists(os.path.join(folder, "exit.json"))
+    try:
+        with open(os.path.join(folder, f"log.{int(node)}"), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = max(0, size + offset) if offset < 0 else offset
+            file.seek(start)
+            data = file.read(limit)
+    except FileNotFoundError:
+        return b"", max(0, offset), final
+    return data, start + len(data), final and start + len(data) >= size
+
+
+def locate(home: str, task_id: str, name: str) -> str:
+    """Return the path of a file in a task's folder. Raises Refused (task-not-found, not-found, invalid)."""
+    folder = existing(home, task_id)
+    path = os.path.join(folder, inside(name))
+    real = os.path.realpath(path)
+    if not real.startswith(os.path.realpath(folder) + os.sep):
+        raise Refused("invalid", f"{name!r} is a link that leaves the task's folder")
+    if not os.path.isfile(real):
+        raise Refused("not-found", f"the task's folder has no file {name!r}")
+    return path
+
+
+def survey(home: str, devices: list[str]) -> dict[str, int]:
+    """Count what goes on: GPUs that are held, GPUs that are waited for, tasks whose runner lives."""
+    waiting = slots.waiting(os.path.join(home, "queue"))
+    return {
+        "busy": len(slots.busy(os.path.join(home, "gpus"), devices)),
+        "waiting": sum(int(label.rpartition(".")[2]) for label in waiting),
+        "tasks": _living(home),
+        "cpus": os.cpu_count() or 1,
+    }
+
+
+def _living(home: str) -> int:
+    """Count the tasks that have a living runner, by its command line."""
+    start, folders = os.fsencode(os.path.join(home, "tasks")) + b"/", set()
+    for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/cmdline", "rb") as file:
+                    words = file.read().split(b"\0")
+            except OSError:
+                continue
+            if words[1:3] == [b"-I", b"-S"] and len(words) > 4 and words[4].startswith(start):
+                folders.add(words[4])
+    return len(folders)
+
+
+# -- ending
+
+
+def cancel(home: str, task_ids: list[str]) -> None:
+    """Ask tasks to stop (`task.ask_to_stop`); unknown ids are left alone."""
+    for folder in _known(home, task_ids):
+        task.ask_to_stop(folder)
+
+
+def release(home: str, task_ids: list[str]) -> None:
+    """Remove all but the records of ended tasks; others are left alone."""
+    for folder in _known(home, task_ids):
+        if os.path.exists(os.path.join(folder, "exit.json")):
+            strip(folder)
+
+
+def strip(folder: str) -> None:
+    """Remove all but the records of a task; the mark comes first, so an interrupted release is repeated."""
+    os.close(os.open(os.path.join(folder, "released"), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    for entry in os.scandir(folder):
+        if entry.name in RECORDS:
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            _remove(entry.path)
+
+
+def _known(home: str, task_ids: list[str]) -> list[str]:
+    folders = []
+    for task_id in task_ids:
+        try:
+            folders.append(existing(home, task_id))
+        except Refused:
+            continue
+    return folders
+
+
+def sweep(home: str, retention_s: float) -> None:
+    """Remove tasks that ended longer ago than the retention time; looked for once an hour at most."""
+    stamp = os.path.join(home, ".swept")
+    now = time.time()
+    try:
+        if now - os.stat(stamp).st_mtime < _SWEEP_EVERY_S:
+            return
+    except FileNotFoundError:
+        pass
+    os.close(os.open(stamp, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    os.utime(stamp)
+    for key in _entries(os.path.join(home, "tasks")):
+        for attempt in _entries(key.path):
+            if attempt.name.startswith(".new-"):  # of a submit that was killed
+                _remove_older(attempt.path, now - _DRAFT_S)
+                continue
+            ended = (task.read_json(attempt.path, "exit.json") or {}).get("ended_at", now)
+            if now - ended > retention_s:
+                _remove_task(attempt.path)
+    for blob in _entries(os.path.join(home, "blobs")):
+        _remove_older(
+            blob.path, now - (_DRAFT_S if blob.name.startswith(".") else max(retention_s, _DRAFT_S))
+        )
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        return list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _remove_task(folder: str) -> None:
+    trash = os.path.join(os.path.dirname(folder), ".old-" + os.urandom(8).hex())
+    try:
+        os.rename(folder, trash)  # gone at once for everybody who looks, then removed at leisure
+    except FileNotFoundError:  # somebody else sweeps too
+        return
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def _remove_older(path: str, limit: float) -> None:
+    try:
+        if os.stat(path).st_mtime >= limit:
+            return
+    except FileNotFoundError:
+        return
+    if os.path.isdir(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        _remove(path)
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
