@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -18,6 +19,9 @@ _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 #: What the system says of a process that is gone or not ours to see. Anything else, such as a caller without a free
 #: descriptor, tells nothing about a process and must not bury its task.
 _NOT_THERE = (FileNotFoundError, NotADirectoryError, ProcessLookupError, PermissionError)
+
+#: What a file system without locks between machines says.
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 def boot_id() -> str:
@@ -139,10 +143,22 @@ def of_another_task(pid: int, folder: str) -> bool:
     return any(mark != own and os.path.exists(os.path.join(mark, b"job.json")) for mark in marks)
 
 
+def lock_if_possible(fd: int) -> None:
+    """Wait for a file's lock. Some shared file systems have none: there, names that are made once must do."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
 def unlock(fd: int) -> None:
     """Give a file's lock back and close it. Closing alone leaves it to the copies that a fork has made meanwhile."""
     try:
         fcntl.flock(fd, fcntl.LOCK_UN)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
     finally:
         os.close(fd)
 

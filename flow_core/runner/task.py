@@ -14,6 +14,8 @@ result          the result of a call
 cancel          somebody asked the task to stop
 reserve         space kept for the exit record; a full disk cannot lose the end of a task
 exit.json       the last word; written under another name, then renamed
+incarnation.N   the scheduler's N-th restart of the task has been claimed
+interrupted     a runner was ended by its scheduler, which alone knows why, and whether the task starts again
 released        the host has stored the results; the folder holds no more than its records
 =============== ==================================================================================
 """
@@ -74,7 +76,7 @@ def _overwrite(folder: str, reserved: str, name: str, value: dict[str, Any]) -> 
     path = os.path.join(folder, reserved)
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)  # two witnesses of one death may write at once
+        proc.lock_if_possible(fd)  # two witnesses of one death may write at once
         if not os.path.exists(path):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         size = os.fstat(fd).st_size
@@ -119,6 +121,50 @@ def claim(folder: str, owner: dict[str, Any] | None = None) -> int | None:
         proc.unlock(fd)
         return None
     return fd
+
+
+def claim_incarnation(folder: str, job: str, count: int) -> bool:
+    """Become the one runner of the `count`-th restart of a task by its scheduler, whose name for it is `job`.
+
+    A restart takes over what an earlier incarnation of the same job had claimed. A runner that another job has started
+    (a submit was repeated), and a second one of the same incarnation, get False. Needs no lock of the file system,
+    which may be one that many machines share.
+    """
+    if read_json(folder, "exit.json") is not None:
+        return False
+    owner = read_json(folder, "claimed")
+    me = {**proc.identity(os.getpid()), "job": job, "incarnation": count}
+    if owner is None:
+        return claim_first(folder, me)
+    if owner.get("job") != job or owner.get("incarnation", 0) >= count:
+        return False
+    if not _make(folder, f"incarnation.{count}", me):
+        return False
+    write_json(folder, "claimed", me)
+    return True
+
+
+def claim_first(folder: str, owner: dict[str, Any]) -> bool:
+    """Write down the first claim of a task that a scheduler runs; False when somebody has claimed it."""
+    return _make(folder, "claimed", owner)
+
+
+def _make(folder: str, name: str, value: dict[str, Any]) -> bool:
+    """Write a record that must not exist yet, whole; False when it does. A link is exclusive on every file system."""
+    draft = f".{name}.{os.urandom(8).hex()}"
+    write_json(folder, draft, value)
+    path = os.path.join(folder, draft)
+    try:
+        os.link(path, os.path.join(folder, name))
+    except OSError as error:
+        if os.stat(path).st_nlink == 2:  # it was made, and the network file system has lost its answer
+            return True
+        if error.errno != errno.EEXIST:
+            raise
+        return False
+    finally:
+        os.unlink(path)
+    return True
 
 
 def finish(folder: str, record: dict[str, Any]) -> bool:
@@ -264,12 +310,20 @@ def probe(folder: str) -> dict[str, Any] | None:
         bury(folder)
     if owner is None and time.time() - spec.get("submitted_at", 0.0) > UNCLAIMED_S:
         _close_unclaimed(folder)
+    return gather(folder)
+
+
+def gather(folder: str) -> dict[str, Any] | None:
+    """Read all that a snapshot is made of; None when there is no such task. Changes nothing."""
+    spec = read_json(folder, "spec.json")
+    if spec is None:
+        return None
     ended = read_json(folder, "exit.json")  # before the rest, which is then all there
-    if ended is None and owner is None and not os.path.exists(os.path.join(folder, "spec.json")):
+    if ended is None and not os.path.exists(os.path.join(folder, "spec.json")):
         return None  # swept at this moment
     return {
         "spec": spec,
-        "claimed": owner is not None or os.path.exists(os.path.join(folder, "claimed")),
+        "claimed": os.path.exists(os.path.join(folder, "claimed")),
         "cancel": os.path.exists(os.path.join(folder, "cancel")),
         "started": read_json(folder, "started.json"),
         "exit": ended,
