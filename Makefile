@@ -4,6 +4,7 @@
 #   make test              every suite, one after the other                    (make test-core: one suite)
 #   make check             formatting, lint, types and the import rule
 #   make bench             the numbers in the README
+#   make bench-sessions    warm calls beside the peers: the tables in docs/benchmarks.md (some minutes)
 #   make lock              resolve the pins in constraints/ anew               (NAMES=prefect: one of them)
 #   make clean             remove what these targets made
 #
@@ -36,6 +37,11 @@ demo:
 bench:
 	@$(env) core demo
 	$(core)/python tests/benchmarks/bench.py
+
+.PHONY: bench-sessions
+bench-sessions:
+	@$(env) bench
+	.venvs/bench/bin/python -m tests.benchmarks.sessions --docs docs/benchmarks.md --json .venvs/bench/sessions.json $(BENCH_ARGS)
 
 # --- tests -----------------------------------------------------------------------------------------------------------
 
