@@ -12,7 +12,7 @@ from typing import Any, Literal
 from flow_core import config, gpus, providers
 from flow_core.calls import InvokeTask, Serialization, live_call, named_call, task_name
 from flow_core.engine import SPEC_LABEL, Engine
-from flow_core.errors import ProviderError, ValidationError, close_names
+from flow_core.errors import FlowError, ProviderError, ValidationError, close_names
 from flow_core.ids import random_key
 from flow_core.models import Instance, Snapshot, SpecFile, TaskConfig, TaskSpec, Volume
 from flow_core.providers.spi import Provider, Volumes
@@ -143,8 +143,24 @@ class Flow:
         wanted = self.configure(None, {"name": task_name(function_name), **params, "upload_code": False})
         if wanted.command is not None or wanted.shell is not None or wanted.script is not None:
             raise ValidationError("a function call takes no command, shell or script")
-        task_id = self._submit(wanted, files, key, call=True)
+        task_id = self._submit(wanted, files, key, kind="call")
         return InvokeTask(self.engine, task_id, config=wanted, serialization=serialization)
+
+    def start_session(
+        self, files: Sequence[SpecFile], *, idempotency_key: str | None = None, **task_params: Any
+    ) -> Task:
+        """Start a task that serves calls, of which `files` hold the orders; TaskConfig's fields are keywords.
+
+        Raises FlowError where the provider has no sessions, and what `run` raises.
+        """
+        if self.provider.sessions is None:
+            raise FlowError(
+                f"the {self.provider.name} provider has no warm sessions",
+                suggestions=["Use invoke(), which starts a task for each call."],
+            )
+        wanted = self.configure(None, {"name": "session", **task_params, "upload_code": False})
+        task_id = self._submit(wanted, files, idempotency_key, kind="session")
+        return Task(self.engine, task_id, config=wanted)
 
     def configure(
         self, command_or_config: str | Sequence[str] | TaskConfig | None, fields: Mapping[str, Any]
@@ -170,13 +186,13 @@ class Flow:
         return (SpecFile(name="code.tar.gz", path=bundle.pack(root).path),)
 
     def _submit(
-        self, wanted: TaskConfig, files: Sequence[SpecFile], key: str | None, *, call: bool = False
+        self, wanted: TaskConfig, files: Sequence[SpecFile], key: str | None, *, kind: str | None = None
     ) -> str:
         spec = TaskSpec.from_config(wanted, files=tuple(files))
         labels = {**spec.labels, SPEC_LABEL: _fingerprint(spec)}
-        if call:
+        if kind is not None:
             spec = spec.model_copy(update={"entry": "call"})
-            labels[KIND_LABEL] = "call"
+            labels[KIND_LABEL] = kind
         spec = spec.model_copy(update={"labels": labels})
         return self.engine.submit(spec, key=key or wanted.idempotency_key or random_key())
 

@@ -81,7 +81,7 @@ def decode_result(data: bytes, *, allow_pickle: bool = False, **fields: Unpack[T
     """
     header, body = _opened(data, fields)
     if not header["ok"]:
-        raise _error(header, fields)
+        raise error_of(header["error"], **fields)
     if len(body) != header.get("size"):
         raise _result_error(
             f"the result is damaged: {len(body):,} of {header.get('size')} bytes are there", fields
@@ -98,7 +98,7 @@ def decode_result(data: bytes, *, allow_pickle: bool = False, **fields: Unpack[T
     if codec not in ("json", "pickle"):
         raise _result_error(f"the result is encoded as {codec!r}, which is not known here", fields)
     try:
-        return from_json(body) if codec == "json" else _Unpickler(io.BytesIO(body)).load()
+        return from_json(body) if codec == "json" else Unpickler(io.BytesIO(body)).load()
     except Exception as error:
         raise _result_error(
             f"the result cannot be read here: {type(error).__name__}: {error}", fields
@@ -114,7 +114,7 @@ def decode_error(data: bytes, **fields: Unpack[TaskErrorFields]) -> TaskExecutio
         header, _ = _opened(data, fields)
     except ResultError as error:
         return error
-    return None if header["ok"] else _error(header, fields)
+    return None if header["ok"] else error_of(header["error"], **fields)
 
 
 def _opened(data: bytes, fields: TaskErrorFields) -> tuple[dict[str, Any], bytes]:
@@ -135,8 +135,16 @@ def _opened(data: bytes, fields: TaskErrorFields) -> tuple[dict[str, Any], bytes
     return header, body
 
 
-def _error(header: Mapping[str, Any], fields: TaskErrorFields) -> TaskExecutionError:
-    record: dict[str, Any] = header["error"]
+def encode_error(error: BaseException) -> bytes:
+    """Return the content of a `result` file for a call that ended with `error`, as the caller saw it."""
+    record = dict(getattr(error, "_record", None) or {})
+    if not record:
+        record = {"type": type(error).__name__, "module": type(error).__module__, "message": str(error)}
+    return to_json({"v": WIRE_VERSION, "ok": False, "error": record}, "header") + b"\n"
+
+
+def error_of(record: dict[str, Any], **fields: Unpack[TaskErrorFields]) -> TaskExecutionError:
+    """Return the error that a record (`flow_core.runner.error_record`) tells of, as `decode_result` would raise it."""
     name, message = str(record.get("type")), str(record.get("message"))
     if str(record.get("module")).rpartition(".")[2] in _RUNNER_MODULES:
         if name in _RESULT_ERRORS:
@@ -151,15 +159,15 @@ def _result_error(message: str, fields: TaskErrorFields, *suggestions: str) -> R
     return ResultError(message, **merged)
 
 
-class _Unpickler(pickle.Unpickler):  # the caller has allowed it
+class Unpickler(pickle.Unpickler):  # the caller has allowed it
     """Gives values of captured classes the class that is loaded here.
 
     A class that was sent by value comes back by value, as a copy: `isinstance` would fail, and cloudpickle would write
     the copy's methods over those of the original.
     """
 
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
+    def __init__(self, file: io.BytesIO, *, buffers: Sequence[Any] | None = None) -> None:
+        super().__init__(file, buffers=buffers)
         self.found: set[type] = set()
 
     def find_class(self, module: str, name: str) -> Any:

@@ -10,7 +10,8 @@ import io
 import operator
 import sys
 import threading
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -27,15 +28,24 @@ _CACHE_INFO = functools._CacheInfo  # noqa: SLF001
 _registry_lock = threading.RLock()
 
 
-def dumps(value: object, replaced: Mapping[int, tuple[Any, Any]]) -> tuple[bytes, set[str]]:
+def dumps(
+    value: object,
+    replaced: Mapping[int, tuple[Any, Any]],
+    *,
+    buffer_callback: Callable[[Any], object] | None = None,
+    persistent_id: Callable[[Any], Any] | None = None,
+) -> tuple[bytes, set[str]]:
     """Return the pickle of `value`, and the files of the code in it.
 
-    `replaced` holds (original, substitute) by the original's id. Nothing stays registered with cloudpickle.
+    `replaced` holds (original, substitute) by the original's id. The other two are those of `pickle.Pickler`. Nothing
+    stays registered with cloudpickle.
     """
     file = io.BytesIO()
     with _registry_lock:
-        pickler = Pickler(file, PROTOCOL)
+        pickler = Pickler(file, PROTOCOL, buffer_callback)
         pickler.replaced = replaced
+        if persistent_id is not None:
+            pickler.persistent_id = persistent_id
         try:
             pickler.dump(value)
         finally:
@@ -48,8 +58,10 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not 
 
     replaced: Mapping[int, tuple[Any, Any]]
 
-    def __init__(self, file: io.BytesIO, protocol: int) -> None:
-        super().__init__(file, protocol)
+    def __init__(
+        self, file: io.BytesIO, protocol: int, buffer_callback: Callable[[Any], object] | None = None
+    ) -> None:
+        super().__init__(file, protocol, buffer_callback)
         self.filenames: set[str] = set()
         self.looked_at: set[str] = set()
         self.registered: list[ModuleType] = []
@@ -65,6 +77,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not 
             return _CACHED, made_of, vars(obj)
         if type(obj) is functools.cached_property:  # before Python 3.12 it holds a lock
             return type(obj), (obj.func,), {"attrname": obj.attrname, "__doc__": obj.__doc__}
+        if type(obj) is weakref.WeakKeyDictionary:  # functools.singledispatch keeps one
+            return type(obj), (dict(obj),)
         return super().reducer_override(obj)
 
     def _dynamic_function_reduce(self, func: FunctionType) -> Any:

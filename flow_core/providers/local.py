@@ -23,6 +23,7 @@ from flow_core.models import Instance, LogChunk, Snapshot, TaskSpec
 from flow_core.providers import folder as folders
 from flow_core.providers.folder import Job
 from flow_core.providers.local_machine import Devices, container_engine
+from flow_core.providers.local_sessions import LocalSessions
 from flow_core.providers.local_shell import LocalShell
 from flow_core.providers.local_volumes import LocalVolumes
 from flow_core.providers.spi import Provider
@@ -178,3 +179,7 @@ class LocalProvider(Provider):
     @property
     def shell(self) -> LocalShell:
         return LocalShell(self.tasks)
+
+    @property
+    def sessions(self) -> LocalSessions:
+        return LocalSessions(self.tasks)

@@ -7,6 +7,7 @@ only promises that one id is started once. `flow_core.testing.ProviderContract` 
 
 from __future__ import annotations
 
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -99,6 +100,11 @@ class Provider(ABC):
         """Commands beside a running task, None where the back end cannot."""
         return None
 
+    @property
+    def sessions(self) -> Sessions | None:
+        """Byte streams to a running task's supervisor of calls, None where the back end has none."""
+        return None
+
 
 class Volumes(Protocol):
     """The capability to keep storage beyond a task's life."""
@@ -121,3 +127,17 @@ class Shell(Protocol):
 
     def run(self, task_id: str, command: str | None, *, node: int = 0) -> int:
         """Run `command` (None: interactively) on our terminal; return its exit code. Raises TaskNotFoundError."""
+
+
+class Sessions(Protocol):
+    """The capability to speak with a task that serves calls (`flow_core.runner.serve`)."""
+
+    shares_memory: bool
+    """Whether the streams are Unix sockets, over which memory can be shared."""
+
+    def connect(self, task_id: str) -> socket.socket:
+        """Return a new byte stream to the Unix socket `door` in the task's folder, as a connected, blocking socket.
+
+        Nothing has been said over it: the handshake, with a key that lies in the task's folder, is the caller's.
+        Raises ProviderUnavailable when nobody listens there (not yet, or no more), TaskNotFoundError.
+        """

@@ -40,7 +40,7 @@ def main() -> int:
     """Run the call of the task folder named by FLOW_TASK_DIR; return the exit code."""
     folder = os.path.abspath(os.environ["FLOW_TASK_DIR"])
     process = os.getpid()
-    _prepare_process()
+    prepare_process()
     code, body = 0, b""
     try:
         header, body = _run(folder)
@@ -64,7 +64,7 @@ def sha256_hex(data: bytes) -> str:
     return digest
 
 
-def _prepare_process() -> None:
+def prepare_process() -> None:
     """Let logs be followed line by line, and let no character that is printed be an error."""
     import faulthandler
 
@@ -84,6 +84,11 @@ def _run(folder: str) -> tuple[dict[str, Any], bytes]:
         )
     work = os.path.join(folder, "work")
     roots = list(dict.fromkeys(root for root in (work, os.getcwd()) if os.path.isdir(root)))
+    if call["kind"] == "serve":
+        from . import serve
+
+        body = to_json(serve.run(folder, call), "result")
+        return header_of(body, "json"), body
     if call["kind"] == "pickle":
         from . import pickles
 
@@ -98,14 +103,12 @@ def _run(folder: str) -> tuple[dict[str, Any], bytes]:
         args, kwargs, name = call["args"], call["kwargs"], call["function"]
     value = load.apply(function, args, kwargs, name)
     body = _encoded(value, call["codec"])
-    header = {
-        "v": WIRE_VERSION,
-        "ok": True,
-        "codec": call["codec"],
-        "size": len(body),
-        "sha256": sha256_hex(body),
-    }
-    return header, body
+    return header_of(body, call["codec"]), body
+
+
+def header_of(body: bytes, codec: str) -> dict[str, Any]:
+    """Return the first line of a result file, as values."""
+    return {"v": WIRE_VERSION, "ok": True, "codec": codec, "size": len(body), "sha256": sha256_hex(body)}
 
 
 def _encoded(value: Any, codec: str) -> bytes:
@@ -115,11 +118,15 @@ def _encoded(value: Any, codec: str) -> bytes:
         from . import pickles
 
         return pickles.dumps(value, "result")
-    except TooLarge as error:
-        raise ResultTooLarge(f"{error}. Save it to disk and return the path") from None
     except NotSerializable as error:
-        message = f"Cannot serialize the result. Save it to disk and return the path. {error}"
-        raise ResultNotSerializable(message) from None
+        raise not_serializable(error) from None
+
+
+def not_serializable(error: NotSerializable) -> NotSerializable:
+    """Say of a call's value what `error` says of some value."""
+    if isinstance(error, TooLarge):
+        return ResultTooLarge(f"{error}. Save it to disk and return the path")
+    return ResultNotSerializable(f"Cannot serialize the result. Save it to disk and return the path. {error}")
 
 
 def _failure(error: BaseException, folder: str) -> tuple[dict[str, Any], int]:

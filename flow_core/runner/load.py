@@ -9,7 +9,7 @@ from . import stdlib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from types import ModuleType
     from typing import Any
 
@@ -77,14 +77,33 @@ def apply(function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any],
             if signature is not None:
                 raise TypeError(f"the arguments of the call do not fit {name}{signature}: {error}") from None
         raise
-    return _awaited(value) if hasattr(type(value), "__await__") else value
+    return awaited(value) if hasattr(type(value), "__await__") else value
 
 
-def _awaited(value: Awaitable[Any]) -> Any:
+def awaited(value: Awaitable[Any]) -> Any:
+    """Run what an async function has returned to its end, in an event loop of its own; return its value."""
+
     async def outcome() -> Any:
         return await value
 
     return stdlib.standard("asyncio").run(outcome())
+
+
+def iterated(made: Any) -> Iterator[Any]:
+    """Yield what a generator yields, of either kind. Closing this closes the generator."""
+    if not hasattr(type(made), "__anext__"):
+        yield from made
+        return
+    loop = stdlib.standard("asyncio").new_event_loop()
+    try:
+        while True:
+            try:
+                yield loop.run_until_complete(made.__anext__())
+            except StopAsyncIteration:
+                return
+    finally:
+        loop.run_until_complete(made.aclose())
+        loop.close()
 
 
 def _file_of(module_path: str, roots: list[str]) -> str | None:

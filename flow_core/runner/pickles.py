@@ -45,11 +45,17 @@ def prepare(folder: str, call: dict[str, Any]) -> None:
 
 def load_captured(folder: str, call: dict[str, Any]) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
     """Return the captured function, and its arguments where they were captured as well."""
-    _show_sources(call.get("sources") or {})
     with open(os.path.join(folder, call["function_file"]), "rb") as file:
         data = file.read()
+    function, args, kwargs = loads_captured(data, call.get("sources") or {})
+    return function, args, kwargs
+
+
+def loads_captured(data: bytes, sources: dict[str, str]) -> Any:
+    """Return what was captured; tracebacks show the lines of `sources`, the code's text by file name."""
+    _show_sources(sources)
     try:
-        function, args, kwargs = pickle.loads(data)  # noqa: S301 - the caller's own function
+        return pickle.loads(data)  # noqa: S301 - the caller's own function
     except ImportError as error:
         raise type(error)(
             f"the captured function needs what this machine does not have: {error}. Install it there (image=), or "
@@ -57,7 +63,6 @@ def load_captured(folder: str, call: dict[str, Any]) -> tuple[Callable[..., Any]
             name=error.name,
             path=error.path,
         ) from error
-    return function, args, kwargs
 
 
 def dumps(value: Any, name: str, limit_bytes: int = PICKLE_LIMIT_BYTES) -> bytes:
@@ -74,6 +79,19 @@ def dumps(value: Any, name: str, limit_bytes: int = PICKLE_LIMIT_BYTES) -> bytes
     if len(data) > limit_bytes:
         raise TooLarge(f"{name} takes {len(data):,} bytes as pickle; at most {limit_bytes:,} can travel")
     return data
+
+
+def dumps_with_buffers(value: Any, name: str) -> tuple[bytes, list[Any]]:
+    """Return the pickle of `value` and its large buffers, which stay where they are. Raises NotSerializable."""
+    from . import parcels
+
+    dump = getattr(sys.modules.get("cloudpickle"), "dumps", pickle.dumps)
+    try:
+        return parcels.pickled(value, dump)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise NotSerializable(blame(value, name, error, _dumps)) from error
 
 
 def _dumps(value: Any) -> bytes:

@@ -1,0 +1,173 @@
+"""Arguments to parcels, and parcels to values. Pure, but for the shared memory that large values are put into."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from flow_core import payload
+from flow_core.errors import FlowError, ResultError, SerializationError
+from flow_core.futures import Future, HoldsFutures, writing
+from flow_core.runner import parcels
+from flow_core.runner.pickles import blame
+from flow_core.runner.strict_json import NotSerializable, to_json
+
+
+class Encoded(NamedTuple):
+    """The arguments of a call as they travel, and the futures among them.
+
+    `paths` says where in the JSON the values of the futures belong; in a pickle their places are in the pickle itself.
+    """
+
+    codec: int
+    body: bytes
+    segments: Sequence[parcels.Segment] = ()
+    inputs: Sequence[Future] = ()
+    paths: Sequence[Sequence[Any]] = ()
+
+
+NO_ARGUMENTS: Mapping[str, Encoded] = {
+    "json": Encoded(parcels.JSON, b"[[],{}]"),
+    "pickle": Encoded(parcels.PICKLE, pickle.dumps(((), {}), 5)),
+}
+
+
+def arguments(
+    codec: str, args: Sequence[Any], kwargs: Mapping[str, Any], arena: parcels.Arena | None
+) -> Encoded:
+    """Write down the arguments of a call as they are now; large ones into segments of `arena`, where there is one.
+
+    Raises SerializationError with the path of the first argument that cannot travel.
+    """
+    return _as_json(args, kwargs, arena) if codec == "json" else _as_pickle(args, kwargs, arena)
+
+
+def _as_json(args: Sequence[Any], kwargs: Mapping[str, Any], arena: parcels.Arena | None) -> Encoded:
+    inputs: list[Future] = []
+    paths: list[list[Any]] = []
+    try:
+        head = _json(args, kwargs)
+    except NotSerializable as error:
+        bare = _without_futures([list(args), dict(kwargs)], [], inputs, paths)
+        if not inputs:
+            raise SerializationError(f"{payload.CANNOT_SERIALIZE} {error}") from None
+        try:
+            head = _json(*bare)
+        except NotSerializable as another:
+            raise SerializationError(f"{payload.CANNOT_SERIALIZE} {another}") from None
+    if arena is None or len(head) < parcels.LARGE_BYTES:
+        return Encoded(parcels.JSON, head, (), inputs, paths)
+    return Encoded(*parcels.pack(parcels.JSON, head, (), arena), inputs, paths)
+
+
+def _json(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+    positional = to_json(list(args), "args")
+    return b"[%s,%s]" % (positional, to_json(dict(kwargs), "kwargs") if kwargs else b"{}")
+
+
+def _without_futures(value: Any, path: list[Any], inputs: list[Future], paths: list[list[Any]]) -> Any:
+    """Return a copy of lists, tuples and dicts with None in place of each future; note the futures and their places."""
+    if isinstance(value, Future):
+        inputs.append(value)
+        paths.append(path)
+        return None
+    if isinstance(value, dict):
+        return {key: _without_futures(one, [*path, key], inputs, paths) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_futures(one, [*path, index], inputs, paths) for index, one in enumerate(value)]
+    return value
+
+
+def _as_pickle(args: Sequence[Any], kwargs: Mapping[str, Any], arena: parcels.Arena | None) -> Encoded:
+    call = (tuple(args), dict(kwargs))
+    inputs: list[Future] = []
+    if parcels.is_simple(args) and (not kwargs or parcels.is_simple(kwargs.values())):
+        head, buffers = parcels.pickled(call, pickle.dumps)
+    else:
+        head, buffers = _pickled(call, inputs)
+    size = len(head) + sum(one.nbytes for one in buffers)
+    if not buffers and (arena is None or size < parcels.LARGE_BYTES):
+        return Encoded(parcels.PICKLE, head, (), inputs)
+    packed = parcels.pack(parcels.PICKLE, head, buffers, arena if size >= parcels.LARGE_BYTES else None)
+    return Encoded(*packed, inputs)
+
+
+def _pickled(call: Any, inputs: list[Future]) -> tuple[bytes, list[Any]]:
+    from flow_core.pickler import dumps
+
+    def place(value: Any) -> int | None:
+        if not isinstance(value, Future):
+            return None
+        if value not in inputs:
+            inputs.append(value)
+        return inputs.index(value)
+
+    def dump(value: Any, *, protocol: int = 5, buffer_callback: Any = None) -> bytes:
+        try:
+            return dumps(value, {}, buffer_callback=buffer_callback)[0]
+        except HoldsFutures:
+            return dumps(value, {}, buffer_callback=buffer_callback, persistent_id=place)[0]
+
+    writing.arguments = True
+    try:
+        return parcels.pickled(call, dump)
+    except FlowError:
+        raise
+    except Exception as error:
+        for part, where in zip(call, ("args", "kwargs"), strict=True):
+            try:
+                dump(part)
+            except Exception as cause:  # noqa: BLE001 - whatever a user's __reduce__ raises
+                place_of = blame(part, where, cause, dump)
+                raise SerializationError(f"{payload.CANNOT_SERIALIZE} {place_of}") from error
+        raise SerializationError(f"{payload.CANNOT_SERIALIZE} {error}") from error
+    finally:
+        writing.arguments = False
+
+
+def value(parcel: parcels.Parcel, codec: str, task_id: str) -> Any:
+    """Return the value of a parcel that a worker has sent; a pickle only where `codec` says that one is expected."""
+    plain = parcel.codec & ~parcels.PARTS
+    if plain == parcels.PICKLE and codec != "pickle":
+        raise ResultError("the worker sent a pickle where JSON was asked for", task_id=task_id)
+    try:
+        return parcels.loads(parcel, _unpickle)
+    except Exception as error:
+        raise ResultError(
+            f"the result cannot be read here: {type(error).__name__}: {error}", task_id=task_id
+        ) from error
+
+
+def _unpickle(head: Any, buffers: Any) -> Any:
+    return payload.Unpickler(io.BytesIO(head), buffers=buffers).load()
+
+
+def again(future: Future) -> parcels.Parcel:
+    """Return the parcel of a value that has been read here already."""
+    assert future.outcome is not None
+    codec = future.definition.codec
+    if codec == "json":
+        return parcels.Parcel(parcels.JSON, to_json(future.outcome[0], "result"))
+    head, buffers = _pickled(future.outcome[0], [])
+    if not buffers:
+        return parcels.Parcel(parcels.PICKLE, head)
+    packed, body, _ = parcels.pack(parcels.PICKLE, head, buffers, None)
+    return parcels.Parcel(packed, body)
+
+
+def outcome_file(future: Future) -> bytes:
+    """Return the content of the file by which other processes know how a call has ended: as a task's `result`."""
+    from flow_core.runner.execute import header_of
+
+    if future.error is not None:
+        return payload.encode_error(future.error)
+    codec = future.definition.codec
+    parcel = future.parcel or again(future)
+    if parcel.codec & parcels.PARTS:
+        whole = parcels.loads(parcel)
+        body = to_json(whole, "result") if codec == "json" else pickle.dumps(whole, 5)
+    else:
+        body = bytes(parcel.body)
+    return to_json(header_of(body, codec), "header") + b"\n" + body

@@ -1,0 +1,438 @@
+"""Future: the outcome of one call that runs elsewhere, and what can be done with several of them.
+
+One class for all dialects. A future is made by what runs calls (`flow_core.dispatch`), which also completes it; this
+module owns how people wait, and knows nothing of workers or wires.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from flow_core.errors import CallCancelledError, TimeoutError, ValidationError
+
+if TYPE_CHECKING:
+    from flow_core.runner.parcels import Parcel
+
+log = logging.getLogger("flow_core")
+
+#: Where a call is: waiting for its inputs or a worker; sent to one; ended.
+QUEUED, SENT, DONE, FAILED = range(4)
+_STATUS = ("queued", "running", "done", "failed")
+
+
+class Runs(Protocol):
+    """What a future needs of whatever runs its call."""
+
+    task_id: str
+
+    def drive(self, future: Future, deadline: float | None) -> None:
+        """Block until the future has ended, or until the deadline (`time.monotonic()`) is over."""
+
+    def cancel(self, future: Future) -> bool: ...
+    def keep(self, future: Future) -> str: ...
+    def logs(self, future: Future) -> str: ...
+    def decode(self, future: Future, parcel: Parcel) -> Any: ...
+
+
+class Writing(threading.local):
+    """Whether this thread is just writing arguments, where a future stands for the value to come."""
+
+    arguments = False
+
+
+writing = Writing()
+
+
+class HoldsFutures(Exception):
+    """There is a future among the values that are being pickled."""
+
+
+class Future:
+    """The outcome of a call. Equal only to itself; pickled, it travels by its id."""
+
+    __slots__ = (
+        "__weakref__",
+        "attempts",
+        "body",
+        "callbacks",
+        "cancelled",
+        "codec",
+        "definition",
+        "error",
+        "kept",
+        "load",
+        "log_range",
+        "number",
+        "options",
+        "outcome",
+        "parcel",
+        "runs",
+        "segments",
+        "state",
+        "waiters",
+        "worker",
+    )
+
+    def __init__(self, runs: Runs, definition: Any = None, options: Any = None) -> None:
+        self.runs = runs
+        self.definition = definition
+        self.options = options
+        self.number = 0
+        self.state = QUEUED
+        self.error: BaseException | None = None
+        self.parcel: Parcel | None = None
+        self.outcome: tuple[Any] | None = None
+        self.callbacks: list[Callable[[Any], object]] | None = None
+        self.waiters: list[threading.Lock] | None = None
+        self.worker: Any = None
+        self.log_range: tuple[int, int, int] | None = None
+        self.attempts = 0
+        self.cancelled = False
+        self.kept = False
+
+    # -- the value
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the call and return its value, the same object every time.
+
+        Raises RemoteExecutionError, also an instance of the function's own exception class, when the function raised;
+        WorkerDiedError when its worker was lost; CallTimeoutError, CallCancelledError or SessionClosedError when it was
+        ended; TimeoutError after `timeout` seconds, and then the call goes on.
+        """
+        if self.state < DONE:
+            self._wait(timeout)
+        if self.error is not None:
+            raise self.error
+        if self.outcome is None:
+            assert self.parcel is not None
+            self.outcome = (self.runs.decode(self, self.parcel),)
+            self.parcel = None
+        return self.outcome[0]
+
+    def get(self, timeout: float | None = None) -> Any:
+        """The same as `result`."""
+        return self.result(timeout)
+
+    def get_result(self, timeout: float | None = None) -> Any:
+        """The same as `result`."""
+        return self.result(timeout)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for the call to succeed, and leave its value where it is. Raises what `result` raises."""
+        if self.state < DONE:
+            self._wait(timeout)
+        if self.error is not None:
+            raise self.error
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the call and return what `result` would raise, None where it would return. Raises TimeoutError."""
+        if self.state < DONE:
+            self._wait(timeout)
+        return self.error
+
+    def _wait(self, timeout: float | None) -> None:
+        self.runs.drive(self, None if timeout is None else time.monotonic() + timeout)
+        if self.state < DONE:
+            raise TimeoutError(
+                f"waited {timeout:g} s and the call {self.name!r} is {self.status}",
+                suggestions=["The call goes on: wait again, or stop it with cancel()."],
+            )
+
+    # -- without waiting
+
+    @property
+    def name(self) -> str:
+        """The name of the function."""
+        return getattr(self.definition, "name", "call")
+
+    def done(self) -> bool:
+        """Whether the call has ended, however it ended."""
+        return self.state >= DONE
+
+    @property
+    def status(self) -> str:
+        """`queued`, `running` (sent to a worker), `done`, `failed` or `cancelled`."""
+        return "cancelled" if isinstance(self.error, CallCancelledError) else _STATUS[self.state]
+
+    @property
+    def task_id(self) -> str:
+        """The task that the call runs in: that of its session."""
+        return self.runs.task_id
+
+    @property
+    def id(self) -> str:
+        """The name under which any process can get at the outcome: see `from_id`. Short, and plain text.
+
+        Whoever reads it wants the outcome kept: from then on it is written to the task's folder when it is there.
+        """
+        return self.runs.keep(self)
+
+    @property
+    def call_id(self) -> str:
+        """The same as `id`."""
+        return self.id
+
+    @classmethod
+    def from_id(cls, call_id: str, **settings: Any) -> Future:
+        """Return the future of a call that some process with the same settings has made and whose `id` it has read.
+
+        `serialization="pickle"` says that you trust the call's result and want it unpickled. Raises TaskNotFoundError.
+        """
+        from flow_core.kept import future_of
+
+        return future_of(call_id, **settings)
+
+    def ref(self) -> Future:
+        """Return the future itself, which is the reference to its value: pass it on instead of the value."""
+        return self
+
+    def cancel(self) -> bool:
+        """Ask the call to stop; return False when it had ended already.
+
+        One that waits will not start. One that runs is interrupted, as by Ctrl-C, and if it goes on its worker is
+        killed; it ends as CallCancelledError unless it was faster.
+        """
+        return self.state < DONE and self.runs.cancel(self)
+
+    def logs(self) -> str:
+        """Return what the call has printed. For a call that runs: so far."""
+        return self.runs.logs(self)
+
+    def add_done_callback(self, function: Callable[[Future], object]) -> None:
+        """Call `function(self)` once the call has ended, in whatever thread notices; at once if it has ended.
+
+        What it raises is logged. Those that were added first are called first.
+        """
+        if not self.runs_later(function):
+            _call_back(function, self)
+
+    def runs_later(self, function: Callable[[Future], object]) -> bool:
+        """Add a callback unless the call has ended. Return whether it will be called."""
+        with _callbacks_lock:
+            if self.state >= DONE:
+                return False
+            if self.callbacks is None:
+                self.callbacks = []
+            self.callbacks.append(function)
+            return True
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        if self.state < DONE:
+            yield from self._ended().__await__()
+        return self.result()
+
+    async def _ended(self) -> None:
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+
+        def tell(_: Future) -> None:
+            try:
+                loop.call_soon_threadsafe(ended.set)
+            except RuntimeError:  # nobody waits any more: the loop is closed
+                pass
+
+        if self.runs_later(tell):
+            await ended.wait()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.name!r}: {self.status}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if writing.arguments:
+            raise HoldsFutures
+        return _from_id, (self.id,)
+
+
+def _from_id(call_id: str) -> Future:
+    return Future.from_id(call_id)
+
+
+#: Held for a moment, by whoever adds a callback and by whoever ends a call.
+_callbacks_lock = threading.Lock()
+
+
+def ending(future: Future, state: int) -> list[Callable[[Future], object]]:
+    """Give a future its final state; return the callbacks that are due. Who waits for it is woken."""
+    with _callbacks_lock:
+        future.state = state
+        callbacks, future.callbacks = future.callbacks, None
+    if future.waiters is not None:
+        for waiter in future.waiters:
+            try:
+                waiter.release()
+            except RuntimeError:  # woken already
+                pass
+    return callbacks or []
+
+
+def _call_back(function: Callable[[Future], object], future: Future) -> None:
+    try:
+        function(future)
+    except Exception:
+        log.exception("a callback of %r failed", future)
+
+
+def call_back(due: Iterable[tuple[Callable[[Future], object], Future]]) -> None:
+    """Run callbacks; what they raise is logged."""
+    for function, future in due:
+        _call_back(function, future)
+
+
+# -- several futures
+
+
+def get(futures: Future | Iterable[Any], timeout: float | None = None) -> Any:
+    """Return the value of one future, or the list of the values of several, in their order.
+
+    Raises the first failure in that order; TimeoutError after `timeout` seconds in all.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    if hasattr(futures, "result") and not isinstance(futures, (list, tuple)):
+        return futures.result(timeout)
+    return [one.result(_left(deadline)) for one in futures]
+
+
+results = get
+
+
+def gather(*futures: Future, timeout: float | None = None) -> list[Any]:
+    """Return the values of all of them, in order. Raises the first failure in that order."""
+    values: list[Any] = get(list(futures), timeout)
+    return values
+
+
+def wait(
+    futures: Sequence[Future] | Iterable[Future], num_returns: int | None = None, timeout: float | None = None
+) -> tuple[list[Future], list[Future]]:
+    """Wait until `num_returns` of them have ended (all of them, if not given), or `timeout` seconds are over.
+
+    Return (ended, others), both in the order given, the first with at most `num_returns`. A failed one has ended;
+    nothing is raised for it.
+    """
+    every = list(futures)
+    wanted = len(every) if num_returns is None else num_returns
+    if num_returns is not None and num_returns < 1:
+        raise ValidationError(f"num_returns={num_returns} must be at least 1")
+    deadline = None if timeout is None else time.monotonic() + timeout
+    for count, _ in enumerate(_ended_of(every, deadline), 1):
+        if count >= wanted:
+            break
+    ended = [one for one in every if one.done()][:wanted]
+    chosen = {id(one) for one in ended}
+    return ended, [one for one in every if id(one) not in chosen]
+
+
+def as_completed(futures: Iterable[Future], timeout: float | None = None) -> Iterator[Future]:
+    """Yield each of them once, as it ends. Raises TimeoutError when some have not ended after `timeout` seconds."""
+    every = list(dict.fromkeys(futures))
+    deadline = None if timeout is None else time.monotonic() + timeout
+    count = 0
+    for one in _ended_of(every, deadline):
+        count += 1
+        yield one
+    if count < len(every):
+        raise TimeoutError(
+            f"waited {timeout:g} s and {len(every) - count} of {len(every)} calls have not ended"
+        )
+
+
+def _ended_of(futures: Sequence[Future], deadline: float | None) -> Iterator[Future]:
+    """Yield futures as they end; stop at the deadline."""
+    import queue
+
+    ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
+    unended = 0
+    for one in dict.fromkeys(futures):
+        if one.runs_later(ended.put):
+            unended += 1
+        else:
+            yield one
+    while unended:
+        left = _left(deadline)
+        try:
+            one = ended.get(timeout=0.1 if left is None else min(left, 0.1))
+        except queue.Empty:
+            if left == 0:
+                return
+            continue
+        unended -= 1
+        yield one
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+class Stream(Future):
+    """The outcome of a generator: iterate to get its values as they are produced; `result` is the list of all.
+
+    Values that nobody takes hold the generator back, on its own machine.
+    """
+
+    __slots__ = ("_arrived", "_condition", "_items", "_taken")
+
+    def __init__(self, runs: Any, definition: Any = None, options: Any = None) -> None:
+        super().__init__(runs, definition, options)
+        self._condition = threading.Condition()
+        self._arrived: list[Parcel] = []
+        self._items: list[Any] = []
+        self._taken = 0
+
+    def arrive(self, parcel: Parcel) -> None:
+        """Take in the next value."""
+        with self._condition:
+            self._arrived.append(parcel)
+            self._condition.notify_all()
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            parcel = self._next()
+            if parcel is None:
+                break
+            yield self.runs.decode(self, parcel)
+        if self.error is not None:
+            raise self.error
+
+    def _next(self) -> Parcel | None:
+        while True:
+            with self._condition:
+                if self._arrived:
+                    self.runs.credit(self)  # type: ignore[attr-defined]  # only those that stream have it
+                    return self._arrived.pop(0)
+            if self.state >= DONE and not self._arrived:
+                return None
+            self.runs.drive_item(self)  # type: ignore[attr-defined]
+
+    def has_items(self) -> bool:
+        """Whether a value has come that nobody has taken."""
+        return bool(self._arrived)
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        import asyncio
+
+        values = iter(self)
+        done = object()
+        while (value := await asyncio.to_thread(next, values, done)) is not done:
+            yield value
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return the list of all values. Raises what the generator raised, and TimeoutError."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.state < DONE or self._arrived:
+            if self._arrived:
+                parcel = self._next()
+                assert parcel is not None
+                self._items.append(self.runs.decode(self, parcel))
+            elif deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"waited {timeout:g} s and the generator {self.name!r} has not ended")
+            else:
+                self.runs.drive_item(self)  # type: ignore[attr-defined]
+        if self.error is not None:
+            raise self.error
+        return self._items

@@ -1,0 +1,124 @@
+"""Calls that another process has made: their outcome lies in the folder of the session's task, whoever asks."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+from flow_core import payload
+from flow_core.errors import (
+    CallCancelledError,
+    CallTimeoutError,
+    FlowError,
+    ResourceNotFoundError,
+    ValidationError,
+    WorkerDiedError,
+)
+from flow_core.flow import Flow
+from flow_core.futures import DONE, FAILED, SENT, Future, call_back, ending
+from flow_core.runner.parcels import Parcel
+from flow_core.runner.strict_json import from_json
+
+_ID = re.compile(r"(?P<task>[^:]+):(?P<name>[0-9a-f]{1,32}-[0-9]{1,20})")
+_ASK_EVERY_S = 0.1
+
+
+def future_of(call_id: str, *, serialization: str = "json", **settings: Any) -> Future:
+    """Return the future of a call by its id; see `Future.from_id`."""
+    found = _ID.fullmatch(call_id)
+    if found is None:
+        raise ValidationError(
+            f"{call_id!r} is not the id of a call",
+            suggestions=["Pass what future.id returned: '<task>:<call>'."],
+        )
+    flow = Flow(**settings)
+    task_id = found["task"]
+    flow.engine.get(task_id)
+    future = Future(KeptCalls(flow, task_id, found["name"], serialization))
+    future.state, future.kept = SENT, True
+    future.runs.look(future)  # type: ignore[attr-defined]
+    return future
+
+
+class KeptCalls:
+    """Watches one call through the files that its session leaves."""
+
+    def __init__(self, flow: Flow, task_id: str, name: str, serialization: str) -> None:
+        self.flow = flow
+        self.task_id = task_id
+        self._name = name
+        self._serialization = serialization
+
+    def drive(self, future: Future, deadline: float | None) -> None:
+        """Look until the outcome is there, or the deadline is over."""
+        clock = self.flow.engine.clock
+        while not self.look(future):
+            left = _ASK_EVERY_S if deadline is None else min(_ASK_EVERY_S, deadline - time.monotonic())
+            if left <= 0:
+                return
+            clock.sleep(left)
+
+    def look(self, future: Future) -> bool:
+        """Take the outcome in if it is there. Return whether the call has ended."""
+        if future.state >= DONE:
+            return True
+        ended = self.flow.engine.poll([self.task_id])[self.task_id].status.final  # looked at first
+        try:
+            data = self.flow.engine.collect(self.task_id, f"calls/{self._name}")
+        except ResourceNotFoundError:
+            if not ended:
+                return False
+            self._end(
+                future,
+                WorkerDiedError(
+                    f"session {self.task_id} has ended, and left no outcome of this call",
+                    suggestions=["Whoever made the call has ended before it, or has closed the session."],
+                    task_id=self.task_id,
+                ),
+            )
+            return True
+        error = self._error_in(data)
+        if error is None:
+            try:
+                value = payload.decode_result(
+                    data, allow_pickle=self._serialization == "pickle", task_id=self.task_id
+                )
+            except FlowError as unreadable:
+                error = unreadable
+            else:
+                future.outcome = (value,)
+        self._end(future, error)
+        return True
+
+    def _error_in(self, data: bytes) -> FlowError | None:
+        error = payload.decode_error(data, task_id=self.task_id)
+        if error is None:
+            return None
+        why = from_json(data.partition(b"\n")[0]).get("why")
+        kind = {"cancelled": CallCancelledError, "timeout": CallTimeoutError}.get(str(why))
+        return error if kind is None else kind(error.message, task_id=self.task_id)
+
+    @staticmethod
+    def _end(future: Future, error: FlowError | None) -> None:
+        future.error = error
+        call_back((function, future) for function in ending(future, DONE if error is None else FAILED))
+
+    def cancel(self, future: Future) -> bool:
+        """A call can only be cancelled by who made it."""
+        raise FlowError(
+            "this call was made by another process, which alone can cancel it",
+            suggestions=[f"End its whole session: flow.cancel([{self.task_id!r}])."],
+        )
+
+    def keep(self, future: Future) -> str:
+        """Return the id: the outcome is kept already."""
+        return f"{self.task_id}:{self._name}"
+
+    def logs(self, future: Future) -> str:
+        """Return the end of what the call printed, where it failed."""
+        return str(getattr(future.error, "log_tail", ""))
+
+    def decode(self, future: Future, parcel: Parcel) -> Any:
+        """Nothing arrives in parcels here."""
+        raise AssertionError(parcel)

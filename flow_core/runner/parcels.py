@@ -1,0 +1,239 @@
+"""Values as bytes and shared memory: what is small travels in the frame, what is large is mapped by both sides.
+
+A parcel is (codec, body). A plain one is the JSON text or the pickle itself. A large one (codec | PARTS) begins with a
+table of its parts, of which the first is the text or the pickle and the others are the pickle's out-of-band buffers;
+each part lies in the body, or in a segment: a piece of anonymous memory that one side owns and both have mapped. A
+segment is used again once the receiver has let go of every view on it, so a value that somebody still holds is never
+overwritten. Standard library only, Python 3.8+.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import struct
+from collections import deque
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+JSON, PICKLE, PARTS = 1, 2, 0x80
+"""Codec of a parcel; PARTS is a flag."""
+
+LARGE_BYTES = 128 * 1024
+"""From here on a value is worth a piece of shared memory."""
+
+_PART = struct.Struct("<QQQ")  # segment number (0: in the body), offset, length
+_COUNT = struct.Struct("<I")
+_ALIGN = 64
+_IDLE_LIMIT_BYTES = 512 * 1024 * 1024
+
+
+class Segment:
+    """A piece of memory that its owner writes once per use and the other side reads."""
+
+    def __init__(self, number: int, size: int) -> None:
+        self.number = number
+        self.size = size
+        self.told = False  # whether the other side has it
+        self.fd = os.memfd_create(f"flow-{number}", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(self.fd, size)
+            self.memory = mmap.mmap(self.fd, size)
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def close(self) -> None:
+        """Give the memory up; the other side keeps it for as long as it has views on it."""
+        os.close(self.fd)
+        try:
+            self.memory.close()
+        except BufferError:  # somebody here still looks at it; the memory goes with the last view
+            pass
+
+
+class Arena:
+    """The segments that one side of a stream owns: taken for one value, given back, used again."""
+
+    def __init__(self) -> None:
+        self._free: list[Segment] = []
+        self._used: dict[int, Segment] = {}
+        self._number = 0
+        self.retired: list[int] = []
+
+    def take(self, size: int) -> Segment:
+        """Return a segment of at least `size` bytes that nobody uses."""
+        fitting = [one for one in self._free if size <= one.size <= 4 * size + LARGE_BYTES]
+        if fitting:
+            segment = min(fitting, key=lambda one: one.size)
+            self._free.remove(segment)
+        else:
+            self._number += 1
+            segment = Segment(self._number, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+        self._used[segment.number] = segment
+        return segment
+
+    def give_back(self, number: int) -> None:
+        """The other side uses the segment no more. Segments beyond what is worth keeping are retired."""
+        segment = self._used.pop(number, None)
+        if segment is None:
+            return
+        self._free.append(segment)
+        idle = sum(one.size for one in self._free)
+        while idle > _IDLE_LIMIT_BYTES:
+            oldest = self._free.pop(0)
+            idle -= oldest.size
+            self.retired.append(oldest.number)
+            oldest.close()
+
+    def close(self) -> None:
+        """Give up all segments."""
+        for segment in [*self._free, *self._used.values()]:
+            segment.close()
+        self._free.clear()
+        self._used.clear()
+
+
+class Mapped:
+    """A segment of the other side's, mapped here. Its descriptor is kept for handing the segment on."""
+
+    def __init__(self, number: int, fd: int) -> None:
+        import weakref
+
+        self.number = number
+        self.fd = fd
+        weakref.finalize(self, os.close, fd).atexit = False
+        self.memory = mmap.mmap(fd, os.fstat(fd).st_size)
+
+
+class Loan:
+    """One use of a mapped segment. When the loan and every view made of it are gone, `returned` gets its number."""
+
+    __slots__ = ("__weakref__", "mapped")
+
+    def __init__(self, mapped: Mapped, returned: deque[int]) -> None:
+        import weakref
+
+        self.mapped = mapped
+        weakref.finalize(self, returned.append, mapped.number).atexit = False
+
+
+class Parcel:
+    """An encoded value as it has arrived: decoded when somebody asks, forwarded without being decoded.
+
+    `loans` are the segments its parts lie in, by number.
+    """
+
+    __slots__ = ("body", "codec", "loans")
+
+    def __init__(self, codec: int, body: Any, loans: dict[int, Loan] | None = None) -> None:
+        self.codec = codec
+        self.body = body
+        self.loans = loans
+
+    def parts(self) -> tuple[Any, list[Any]]:
+        """Return the text or pickle, and the out-of-band buffers, as buffers that keep their memory alive."""
+        if not self.codec & PARTS:
+            return self.body, []
+        parts = [self._view(*one) for one in table(self.body)]
+        return parts[0], parts[1:]
+
+    def _view(self, number: int, offset: int, length: int) -> Any:
+        if number == 0:
+            return memoryview(bytearray(memoryview(self.body)[offset : offset + length]))
+        assert self.loans is not None
+        return _view(self.loans[number], offset, length)
+
+
+def _view(loan: Loan, offset: int, length: int) -> Any:
+    """Return a writable view that holds the loan: what is made of it (a NumPy array) keeps the segment."""
+    import ctypes
+
+    window = (ctypes.c_ubyte * length).from_buffer(loan.mapped.memory, offset)
+    window.loan = loan
+    return memoryview(window).cast("B")
+
+
+def table(body: Any) -> list[tuple[int, int, int]]:
+    """Return the parts of a parcel's body as (segment number, offset, length)."""
+    (count,) = _COUNT.unpack_from(body)
+    return [_PART.unpack_from(body, _COUNT.size + index * _PART.size) for index in range(count)]
+
+
+def segments_of(body: Any) -> list[int]:
+    """Return the numbers of the segments in which parts of the body lie."""
+    return sorted({number for number, _, _ in table(body) if number})
+
+
+def pack(
+    codec: int, head: Any, buffers: Sequence[Any], arena: Arena | None
+) -> tuple[int, bytes, list[Segment]]:
+    """Return (codec, body, segments taken) for an encoded value; without an arena everything lies in the body."""
+    parts = [memoryview(head).cast("B"), *buffers]
+    if arena is None:
+        return codec | PARTS, _inline(parts), []
+    size = sum(-(-part.nbytes // _ALIGN) * _ALIGN for part in parts)
+    segment = arena.take(max(size, 1))
+    entries, at = [_COUNT.pack(len(parts))], 0
+    for part in parts:
+        segment.memory[at : at + part.nbytes] = part
+        entries.append(_PART.pack(segment.number, at, part.nbytes))
+        at += -(-part.nbytes // _ALIGN) * _ALIGN
+    return codec | PARTS, b"".join(entries), [segment]
+
+
+def _inline(parts: Sequence[Any]) -> bytes:
+    at = _COUNT.size + len(parts) * _PART.size
+    entries = [_COUNT.pack(len(parts))]
+    for part in parts:
+        entries.append(_PART.pack(0, at, part.nbytes))
+        at += part.nbytes
+    return b"".join([*entries, *parts])
+
+
+def renumber(body: bytes, numbers: dict[int, int]) -> bytes:
+    """Return the body of a parcel whose segments have other numbers on the stream that it goes to next."""
+    entries = [
+        _PART.pack(numbers.get(number, number), offset, length) for number, offset, length in table(body)
+    ]
+    return body[: _COUNT.size] + b"".join(entries) + body[_COUNT.size + len(entries) * _PART.size :]
+
+
+def pickled(value: Any, dump: Callable[..., bytes]) -> tuple[bytes, list[Any]]:
+    """Return a value's pickle and its out-of-band buffers; `dump` is `pickle.dumps` or its like."""
+    buffers: list[Any] = []
+    head = dump(value, protocol=5, buffer_callback=buffers.append)
+    if not buffers:
+        return head, buffers
+    try:
+        return head, [one.raw() for one in buffers]
+    except BufferError:  # a strided array has no flat buffer
+        return dump(value, protocol=5), []
+
+
+_SIMPLE = frozenset((int, float, str, bytes, bool, type(None), complex))
+
+
+def is_simple(values: Any) -> bool:
+    """Whether every one of `values` is of a type that pickles the same everywhere, at the first glance."""
+    for value in values:
+        kind = type(value)
+        if kind not in _SIMPLE and not (
+            kind.__module__ == "numpy" and kind.__name__ == "ndarray" and not value.dtype.hasobject
+        ):
+            return False
+    return True
+
+
+def loads(parcel: Parcel, unpickle: Callable[..., Any] = pickle.loads) -> Any:
+    """Return the value of a parcel of either codec. `unpickle` is `pickle.loads` or its like."""
+    head, buffers = parcel.parts()
+    if parcel.codec & ~PARTS == JSON:
+        from .strict_json import from_json
+
+        return from_json(bytes(head))
+    return unpickle(head, buffers=buffers)
