@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tests.infra.fixtures"]
+
 # A shell without job control starts what it runs in the background with SIGINT ignored, and that is inherited down to
 # the programs that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
