@@ -57,6 +57,7 @@ test:
 	    summary+=$$(printf '%-8s %-7s %s' "$$suite" "$$outcome" "$${counts:-no test ran}")$$'\n'
 	done
 	printf '\n%s' "$$summary"
+	grep -h 'tests were left out' $(SUITES:%=.venvs/.test-%.log) || true
 	exit $$failed
 
 .PHONY: test-core
