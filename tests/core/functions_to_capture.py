@@ -58,7 +58,7 @@ def import_of_a_submodule() -> float:
 
 
 @case([1, 2], returns=[2, 4])
-def annotations(
+def with_annotations(
     values: list[int], scale: np.float64 | None = None, *rest: typing.Any
 ) -> np.ndarray[Any, Any]:
     return (np.asarray(values) * 2).tolist()  # type: ignore[no-any-return]
