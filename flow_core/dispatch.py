@@ -159,7 +159,8 @@ class SessionSpec:
     startup_timeout_s: float | None = None
     grace_s: float = 5.0
     paths: tuple[str, ...] = ()
-    dependencies: tuple[str, ...] = ()
+    dependencies: tuple[str, ...] = ()  # lines of a requirements file, installed before the first worker starts
+    package: Mapping[str, str] | None = None  # see flow_core.packages.Package.source
     task: Mapping[str, Any] = field(default_factory=dict)  # further fields of TaskConfig
 
     def orders(self) -> tuple[SpecFile, ...]:
@@ -176,6 +177,7 @@ class SessionSpec:
             "grace_s": self.grace_s,
             "paths": list(self.paths),
             "dependencies": list(self.dependencies),
+            "package": None if self.package is None else dict(self.package),
         }
         return (
             SpecFile(name="call.json", data=to_json(call, "session")),

@@ -460,9 +460,10 @@ def run(folder: str, config: dict[str, Any]) -> dict[str, str]:
     """Be the session of a task; return what ended it."""
     import ctypes  # noqa: F401 - loaded once, for all workers, as what follows
 
-    from . import pickles, worker  # noqa: F401
+    from . import pickles, provision, worker  # noqa: F401
 
     pickles.prepare(folder, config)
+    provision.provide(folder, dependencies=config["dependencies"], package=config["package"])
     work = os.path.join(folder, "work")
     roots = list(dict.fromkeys(root for root in (work, os.getcwd()) if os.path.isdir(root)))
     stdlib.put_first([*roots, *config.get("paths", ())])
