@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from types import FrameType
-from typing import Any
+from typing import Any, Callable
 
 from . import proc, slots, task
 from .ranks import Rank, StartFailed, start
@@ -30,9 +30,9 @@ class Stopped(Exception):
 class Runner:
     """One task, from claim to exit record."""
 
-    def __init__(self, folder: str, lock: int) -> None:
+    def __init__(self, folder: str, lock: int | None) -> None:
         self.folder = folder
-        self.locks = [lock]
+        self.locks = [] if lock is None else [lock]
         self.job: dict[str, Any] = task.read_json(folder, "job.json") or {}
         self.ranks: list[Rank] = []
         self.signal: int | None = None
@@ -137,17 +137,29 @@ class Runner:
         """Start all ranks. Raises StartFailed with the reason in words."""
         for fd in self.locks:
             os.set_inheritable(fd, True)
-        self.orderly = guard(self.folder, self.locks)
+        self.orderly = guard(self.folder, self.locks, self.bury)
+        self.mark_start()
+        task.write_json(self.folder, "started.json", self.started(granted))
+        self.ranks = self.start(granted)
+
+    def mark_start(self) -> None:
+        """Become the parent of all that follows, and note what its end is compared with."""
         proc.adopt_orphans()
         self.oom_before = _oom_kills()
         self.started_at = time.time()
         self.clock = time.monotonic()
-        task.write_json(
-            self.folder,
-            "started.json",
-            {"at": self.started_at, "granted_at": self.granted_at, "gpus": granted},
-        )
-        self.ranks = start(self.folder, self.job, granted)
+
+    def bury(self) -> bool:
+        """End the task in place of a runner that is gone; return whether nothing is left to do."""
+        return task.bury(self.folder)
+
+    def started(self, granted: list[str]) -> dict[str, Any]:
+        """Build the record of the start."""
+        return {"at": self.started_at, "granted_at": self.granted_at, "gpus": granted}
+
+    def start(self, granted: list[str]) -> list[Rank]:
+        """Start the command on every node. Raises StartFailed."""
+        return start(self.folder, self.job, granted)
 
     def watch(self) -> tuple[str, int | None, int | None, str]:
         """Wait for the end of the ranks, the time limit or a wish to stop: (reason, code, signal, message)."""
@@ -263,26 +275,26 @@ def _oom_kills() -> int:
         return 0
 
 
-def guard(folder: str, locks: list[int]) -> int:
+def guard(folder: str, locks: list[int], bury: Callable[[], bool]) -> int:
     """Start a watcher that outlives a SIGKILL of this runner; return the descriptor to write to when all ended well.
 
-    If the runner dies first, the watcher kills the task's processes and writes the record, at once and with nobody
-    looking. It holds the task's locks until then: a process that has closed all its files holds none. It is forked
-    twice, so that it is nobody's child here.
+    If the runner dies first, the watcher ends the task by `bury`, at once and with nobody looking. It holds the task's
+    locks until then: a process that has closed all its files holds none. It is forked twice, so that it is nobody's
+    child here.
     """
     theirs, ours = os.pipe()
     middle = os.fork()
     if middle == 0:
         os.setsid()
         if os.fork() == 0:
-            _guard(folder, theirs, locks)
+            _guard(folder, theirs, locks, bury)
         os._exit(0)
     os.waitpid(middle, 0)
     os.close(theirs)
     return ours
 
 
-def _guard(folder: str, pipe: int, locks: list[int]) -> None:
+def _guard(folder: str, pipe: int, locks: list[int], bury: Callable[[], bool]) -> None:
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -292,7 +304,7 @@ def _guard(folder: str, pipe: int, locks: list[int]) -> None:
         except OSError:  # not open
             pass
     if os.read(pipe, 1) == b"":
-        while not task.bury(folder):  # a dying process closes its pipes a moment before it is dead
+        while not bury():  # a dying process closes its pipes a moment before it is dead
             if not os.path.isdir(folder):  # somebody has removed it all
                 proc.kill_members(folder)
                 break
@@ -302,6 +314,10 @@ def _guard(folder: str, pipe: int, locks: list[int]) -> None:
 
 def main(argv: list[str]) -> int:
     """Run the task in the folder `argv[1]`; return 0 when its end is on record, or when another runner has it."""
+    if argv[1] in ("batch", "node"):
+        from . import batch, gang
+
+        return batch.main(argv[2:]) if argv[1] == "batch" else gang.main(argv[2])
     folder = argv[1]
     ticket = (argv[2], int(argv[3])) if len(argv) > 3 else None
     lock = task.claim(folder)

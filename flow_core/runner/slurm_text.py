@@ -40,7 +40,7 @@ class Job(NamedTuple):
     id: str
     """"123", or "123_4" for the element 4 of an array."""
     name: str
-    index: int | None
+    element: int | None
     """The element's index, None for a job that is no array."""
     state: str
     reason: str
@@ -99,7 +99,7 @@ def parse_queue(text: str) -> list[Job]:
             Job(
                 id=array if index is None else f"{array}_{index}",
                 name=cells[7],
-                index=index,
+                element=index,
                 state=_state(state),
                 reason="" if reason in ("None", "(null)", "N/A") else reason,
                 code=code,
@@ -137,7 +137,7 @@ def parse_accounting(text: str) -> list[Job]:
             Job(
                 id=task_id,
                 name=name,
-                index=int(task_id.split("_")[1]) if "_" in task_id else None,
+                element=int(task_id.split("_")[1]) if "_" in task_id else None,
                 state=_state(state),
                 reason="",
                 code=code,
