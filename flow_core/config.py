@@ -16,6 +16,12 @@
     package:
       storage: file:///shared/code  FLOW_PACKAGE_STORAGE
       excludes: ["*.log", data/]
+    objects:
+      home: ~/.flow/objects         FLOW_OBJECTS_HOME
+      storage: s3://bucket/objects  FLOW_OBJECTS_STORAGE
+      trusted: [file:///shared/objects]
+      max_age_days: 30              FLOW_OBJECTS_MAX_AGE_DAYS
+      reference_over_bytes: 1000000 FLOW_OBJECTS_REFERENCE_OVER_BYTES
 
 `FLOW_CONFIG` names another file. An empty variable counts as unset. The provider is what `provider` says:
 a key in the environment never chooses it.
@@ -54,6 +60,10 @@ _VARIABLES: tuple[tuple[str, str], ...] = (
     ("FLOW_LOCAL_RETENTION_DAYS", "local.retention_days"),
     ("FLOW_LOCAL_KILL_GRACE_S", "local.kill_grace_s"),
     ("FLOW_PACKAGE_STORAGE", "package.storage"),
+    ("FLOW_OBJECTS_HOME", "objects.home"),
+    ("FLOW_OBJECTS_STORAGE", "objects.storage"),
+    ("FLOW_OBJECTS_MAX_AGE_DAYS", "objects.max_age_days"),
+    ("FLOW_OBJECTS_REFERENCE_OVER_BYTES", "objects.reference_over_bytes"),
 )
 
 
@@ -113,6 +123,26 @@ class PackageSettings(Value):
     excludes: Items[Text] = Field((), examples=[["*.log", "data/"]])
 
 
+class ObjectSettings(Value):
+    """Where values by reference are kept, and for how long.
+
+    `put` writes to `storage`: `file://` on a file system that the machines share, or another URL that fsspec knows.
+    None means `home`, a folder of this user alone, from which values are sent along with the calls that get them. A
+    reference is followed into these two, and into the `trusted` storages. An object is kept for `max_age_days` after
+    it was last put. A call's result of more than `reference_over_bytes` comes back as a reference; None means never.
+    """
+
+    home: Annotated[Path, AfterValidator(_absolute)] = Field(
+        Path("~/.flow/objects"), validate_default=True, examples=["/var/lib/flow-objects"]
+    )
+    storage: Annotated[Text, AfterValidator(_storage)] | None = Field(None, examples=["s3://bucket/objects"])
+    trusted: Items[Annotated[Text, AfterValidator(_storage)]] = Field(
+        (), examples=[["file:///shared/objects"]]
+    )
+    max_age_days: Number = Field(30.0, gt=0, le=36500, examples=[30])
+    reference_over_bytes: Count | None = Field(None, ge=0, examples=[1_000_000])
+
+
 class Settings(Value):
     """What is the same for all tasks of one `Flow`.
 
@@ -131,6 +161,9 @@ class Settings(Value):
     debug: bool = Field(False, examples=[True])
     local: LocalSettings = Field(default_factory=LocalSettings, examples=[{"gpus": 4}])
     package: PackageSettings = Field(default_factory=PackageSettings, examples=[{"excludes": ["*.log"]}])
+    objects: ObjectSettings = Field(
+        default_factory=ObjectSettings, examples=[{"storage": "s3://bucket/objects"}]
+    )
 
 
 _SECTIONS = frozenset(

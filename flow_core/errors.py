@@ -5,11 +5,13 @@
     ├── ConfigError                 a settings file, variable or argument that cannot be used
     ├── ResourceNotFoundError       something named does not exist
     │   ├── TaskNotFoundError
+    │   ├── ObjectNotFoundError     a value by reference is gone: released, expired or removed
     │   └── VolumeNotFoundError
     ├── ValidationError             a value that cannot be right (also a ValueError)
     │   └── SpecRejected            right in itself, but this provider can never run it
     ├── SerializationError          a value or function that cannot travel (also a TypeError); aliases
     │                               FunctionSerializationError, AsyncFunctionError
+    ├── ObjectError                 a value by reference cannot be used: damaged, or not to be read here
     ├── SessionClosedError          the session that a call was for has ended (also a RuntimeError)
     ├── APIError                    .status_code
     │   └── ValidationAPIError      the service refused the request's contents (422)
@@ -124,6 +126,12 @@ class TaskNotFoundError(ResourceNotFoundError):
     default_code = "task-not-found"
 
 
+class ObjectNotFoundError(ResourceNotFoundError):
+    """The value that a reference stands for is not there any more: released with its task, expired or removed."""
+
+    default_code = "object-not-found"
+
+
 class VolumeNotFoundError(ResourceNotFoundError):
     """No volume has this name or id here."""
 
@@ -146,6 +154,12 @@ class SerializationError(FlowError, TypeError):
     """An argument or a result cannot travel; the message names its path, as in `args[0]['x']`."""
 
     default_code = "serialization"
+
+
+class ObjectError(FlowError):
+    """A value by reference cannot be used: damaged, in a storage that is not trusted here, a pickle not asked for."""
+
+    default_code = "object"
 
 
 class SessionClosedError(FlowError, RuntimeError):

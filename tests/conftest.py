@@ -20,12 +20,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A local provider's home with two simulated GPUs; at the end of the test none of its processes may be left."""
     path = tmp_path / "a'; echo home"  # every path here meets a shell sooner or later
-    for name in [name for name in os.environ if name.startswith(("FLOW_LOCAL", "FLOW_PROVIDER", "MITHRIL_"))]:
+    for name in [
+        name
+        for name in os.environ
+        if name.startswith(("FLOW_LOCAL", "FLOW_OBJECTS", "FLOW_PROVIDER", "MITHRIL_"))
+    ]:
         monkeypatch.delenv(name)
     config = tmp_path / "config.yaml"
     config.write_text("{}")
     monkeypatch.setenv("FLOW_CONFIG", str(config))
     monkeypatch.setenv("FLOW_LOCAL_HOME", str(path))
+    monkeypatch.setenv("FLOW_OBJECTS_HOME", str(tmp_path / "an object's; home"))
     monkeypatch.setenv("FLOW_LOCAL_GPUS", "2")
     yield path
     left = processes_under(path)
