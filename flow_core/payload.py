@@ -39,8 +39,10 @@ _RESULT_ERRORS = frozenset({"ResultTooLarge", "ResultNotSerializable"})
 _REFUSALS = {
     "WireVersionMismatch": TaskExecutionError,
     "PythonVersionMismatch": PythonVersionMismatchError,
+    "InstallFailed": TaskExecutionError,
+    "PackageNotFound": TaskExecutionError,
 }
-_RUNNER_MODULES = frozenset({"execute", "pickles"})
+_RUNNER_MODULES = frozenset({"execute", "installs", "pickles", "provision"})
 
 
 def encode_call(

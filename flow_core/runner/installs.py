@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 KEPT_S = 30 * 86400.0
-_SHOWN_LINES = 60
+_SHOWN_LINES = 30
 
 
 class InstallFailed(Exception):
@@ -144,8 +144,8 @@ def _run(command: list[str], *, cwd: str) -> None:
             sys.stderr.write(line)
     if process.returncode != 0:
         raise InstallFailed(
-            "the dependencies could not be installed: exit code {} of {}\n{}".format(
-                process.returncode, " ".join(command[:4]), "".join(said)
+            "the dependencies could not be installed: {} ended with exit code {}\n{}".format(
+                os.path.basename(command[0]), process.returncode, "".join(said).rstrip()
             )
         )
 

@@ -177,7 +177,7 @@ def test_a_killed_install_leaves_nothing_that_counts_and_the_next_one_cleans_up(
 def test_a_failed_install_leaves_nothing_and_says_what_the_installer_said(envs: Path, wheels: Path) -> None:
     with pytest.raises(installs.InstallFailed, match="no-such-package-here") as caught:
         installs.provide(offline(wheels, "tool", "no-such-package-here"), str(envs))
-    assert "could not be installed: exit code 1" in str(caught.value)
+    assert "the dependencies could not be installed: python ended with exit code 1" in str(caught.value)
     assert drafts(envs) == []
     _, lock = installs.provide(offline(wheels, "tool"), str(envs))
     os.close(lock)
