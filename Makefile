@@ -5,6 +5,7 @@
 #   make check             formatting, lint, types and the import rule
 #   make bench             the numbers in the README
 #   make bench-sessions    warm calls beside the peers: the tables in docs/benchmarks.md (some minutes)
+#   make soak              ten minutes of calls under random kills                      (SECONDS=60: shorter)
 #   make lock              resolve the pins in constraints/ anew               (NAMES=prefect: one of them)
 #   make clean             remove what these targets made
 #
@@ -75,6 +76,11 @@ test-faults:
 test-ssh test-slurm: test-%:
 	@$(env) core demo
 	$(core)/python -m pytest tests/$* $(PYTEST_ARGS)
+
+.PHONY: soak
+soak:
+	@$(env) core
+	$(core)/python -m tests.faults.soak --seconds $(or $(SECONDS),600) $(SOAK_ARGS)
 
 .PHONY: test-demo
 test-demo:
