@@ -4,6 +4,7 @@
 
 Every host runs from its own environment in .venvs/, and its tasks run with a Python that has scikit-learn and nothing
 of ours: .venvs/demo stands for a GPU machine. All files are under .demo/, logs included. Nothing is left running.
+With --config, the tasks run where that configuration says; the pictures are then on the machines that drew them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -78,12 +79,13 @@ def main() -> int:
     parser.add_argument("--host", choices=HOSTS, help="run in this host only")
     parser.add_argument("--folder", type=Path, default=ROOT / ".demo", help="for all files (%(default)s)")
     parser.add_argument("--pictures", type=Path, default=HERE / "out", help="for the pictures (%(default)s)")
+    parser.add_argument("--config", type=Path, help="run with these settings, not on this machine")
     given = parser.parse_args()
     folder, pictures = given.folder.resolve(), given.pictures.resolve()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(143))
     try:
-        gpus = set_up(folder, pictures)
+        gpus = set_up(folder, pictures, given.config)
         with hold(folder):
             rows = [run(host, folder / host, pictures) for host in ([given.host] if given.host else HOSTS)]
         print("\n" + table(rows) + "\n\n" + DEFINITIONS + gpus)
@@ -98,22 +100,26 @@ def main() -> int:
     return 0
 
 
-def set_up(folder: Path, pictures: Path) -> str:
+def set_up(folder: Path, pictures: Path, config: Path | None) -> str:
     """Prepare the folders and the environment of everything that is started; return what to say about GPUs."""
-    python = VENVS / "demo" / "bin" / "python"
-    if not python.exists():
-        raise DemoError(f"{python} does not exist: `make demo` makes the environments")
     for name in [name for name in os.environ if name.startswith(("FLOW_", "MITHRIL_"))]:
         del os.environ[name]  # the user's own settings must not send the demo to a cloud
     folder.mkdir(parents=True, exist_ok=True)
     pictures.mkdir(parents=True, exist_ok=True)
-    config = folder / "config.yaml"
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    if config is not None:
+        os.environ["FLOW_CONFIG"] = str(config.resolve())
+        return f"settings      {config}"
+    return set_up_this_machine(folder / "config.yaml")
+
+
+def set_up_this_machine(config: Path) -> str:
+    """Let tasks run here, with the Python of a GPU machine; return what to say about GPUs."""
+    python = VENVS / "demo" / "bin" / "python"
+    if not python.exists():
+        raise DemoError(f"{python} does not exist: `make demo` makes the environments")
     config.write_text("provider: local\n")
-    os.environ |= {
-        "FLOW_CONFIG": str(config),
-        "FLOW_LOCAL_PYTHON": str(python),
-        "PYTHONWARNINGS": "ignore",
-    }
+    os.environ |= {"FLOW_CONFIG": str(config), "FLOW_LOCAL_PYTHON": str(python)}
     found = real_gpus()
     if found:
         return f"GPUs          {len(found)} real: {found[0]}"
@@ -152,21 +158,23 @@ def run(host: str, home: Path, pictures: Path) -> Row:
     order = [str(home), str(pictures / f"digits-{host}.png"), str(home / "outcome.json")]
     print(f"{host}", flush=True)
     begun = time.time()
-    with cancelled_tasks(), (home / "log").open("w") as log:
+    before = {task.task_id for task in Flow().list_tasks(1000)}  # none of them is ours to count or to cancel
+    with cancelled_tasks(before), (home / "log").open("w") as log:
         watch_script([str(python), "-m", f"example_dags.hosts.run_{host}", *order], log.fileno(), home)
     outcome = Outcome.read(home / "outcome.json")
-    ends = [task.snapshot for task in Flow().list_tasks(1000)]
+    ends = [task.snapshot for task in Flow().list_tasks(1000) if task.task_id not in before]
     return Row(host, outcome, len(ends), outcome.started - begun, busy(ends, outcome))
 
 
 @contextlib.contextmanager
-def cancelled_tasks() -> Iterator[None]:
-    """Leave no task running, however the host's script ended."""
+def cancelled_tasks(before: Collection[str]) -> Iterator[None]:
+    """Leave no task running but those that were there before, however the host's script ended."""
     try:
         yield
     finally:
         flow = Flow()
-        live = [task.task_id for task in flow.list_tasks(1000) if not task.is_terminal]
+        ours = [task for task in flow.list_tasks(1000) if task.task_id not in before]
+        live = [task.task_id for task in ours if not task.is_terminal]
         flow.cancel(live)
         for task_id in live:
             flow.get_task(task_id).wait(timeout=60)

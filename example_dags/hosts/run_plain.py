@@ -16,7 +16,7 @@ DIGITS = DAGS / "digits.py"
 
 def main() -> None:
     order = Order.from_command_line()
-    flow = Flow(provider="local")
+    flow = Flow()
     say("calling the functions, with nothing around them")
     started = time.time()
     settings = flow.invoke(DIGITS, "sweep_settings", gpu="cpu")
