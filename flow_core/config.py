@@ -13,6 +13,16 @@
       python: /usr/bin/python3      FLOW_LOCAL_PYTHON
       retention_days: 7             FLOW_LOCAL_RETENTION_DAYS
       kill_grace_s: 10              FLOW_LOCAL_KILL_GRACE_S
+    ssh:
+      hosts: [gpu1, ada@gpu2:2222]  FLOW_SSH_HOSTS, separated by commas; or mappings, see HostSettings
+      home: ~/.flow/ssh             FLOW_SSH_HOME
+      python: python3               FLOW_SSH_PYTHON
+      config: ~/.ssh/config         FLOW_SSH_CONFIG
+      known_hosts: [known_hosts]    FLOW_SSH_KNOWN_HOSTS, separated by commas
+      notes: ~/.flow/ssh-notes      FLOW_SSH_NOTES
+      connect_timeout_s: 10         FLOW_SSH_CONNECT_TIMEOUT_S
+      retention_days: 7             FLOW_SSH_RETENTION_DAYS
+      kill_grace_s: 10              FLOW_SSH_KILL_GRACE_S
     package:
       storage: file:///shared/code  FLOW_PACKAGE_STORAGE
       excludes: ["*.log", data/]
@@ -34,7 +44,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from flow_core import gpus
 from flow_core.errors import ConfigError, ValidationError
@@ -59,12 +69,23 @@ _VARIABLES: tuple[tuple[str, str], ...] = (
     ("FLOW_LOCAL_PYTHON", "local.python"),
     ("FLOW_LOCAL_RETENTION_DAYS", "local.retention_days"),
     ("FLOW_LOCAL_KILL_GRACE_S", "local.kill_grace_s"),
+    ("FLOW_SSH_HOSTS", "ssh.hosts"),
+    ("FLOW_SSH_HOME", "ssh.home"),
+    ("FLOW_SSH_PYTHON", "ssh.python"),
+    ("FLOW_SSH_CONFIG", "ssh.config"),
+    ("FLOW_SSH_KNOWN_HOSTS", "ssh.known_hosts"),
+    ("FLOW_SSH_NOTES", "ssh.notes"),
+    ("FLOW_SSH_CONNECT_TIMEOUT_S", "ssh.connect_timeout_s"),
+    ("FLOW_SSH_RETENTION_DAYS", "ssh.retention_days"),
+    ("FLOW_SSH_KILL_GRACE_S", "ssh.kill_grace_s"),
     ("FLOW_PACKAGE_STORAGE", "package.storage"),
     ("FLOW_OBJECTS_HOME", "objects.home"),
     ("FLOW_OBJECTS_STORAGE", "objects.storage"),
     ("FLOW_OBJECTS_MAX_AGE_DAYS", "objects.max_age_days"),
     ("FLOW_OBJECTS_REFERENCE_OVER_BYTES", "objects.reference_over_bytes"),
 )
+
+_LISTS = frozenset({"ssh_keys", "ssh.hosts", "ssh.known_hosts"})
 
 
 def _absolute(path: Path) -> Path:
@@ -93,6 +114,75 @@ class LocalSettings(Value):
     )
     gpus: Count | None = Field(None, ge=0, examples=[4])
     python: Text | None = Field(None, examples=["/usr/bin/python3"])
+    retention_days: Number = Field(7.0, ge=0, examples=[7])
+    kill_grace_s: Number = Field(10.0, ge=0, examples=[10])
+
+
+def _host(given: Any) -> Any:
+    """Read 'ada@gpu1:2222' as the mapping that it stands for."""
+    if not isinstance(given, str):
+        return given
+    user, _, rest = given.strip().rpartition("@")
+    name, colon, port = rest.partition(":") if rest.count(":") == 1 else (rest, "", "")
+    if not name or (colon and not port.isdigit()) or (not user and "@" in given):
+        raise Refusal("must name a host", "Write it like gpu1, or ada@gpu1:2222.")
+    return {"name": name, "user": user or None, "port": int(port) if colon else None}
+
+
+def _host_key(text: str) -> str:
+    words = text.split()
+    if len(words) < 2 or not words[1].startswith("AAAA"):  # noqa: PLR2004 - its kind and the key itself
+        raise Refusal("must be a public key", "Write it like host_key: 'ssh-ed25519 AAAA…'.")
+    return " ".join(words[:2])
+
+
+class HostSettings(Value):
+    """A machine that is reached by SSH; what is left out, `~/.ssh/config` or the host itself says.
+
+    `name` is what you would type after `ssh`. `host_key` pins the machine's public key, in place of known_hosts.
+    `gpus` is the number of GPUs to share out, as for this machine; None means what is found there. `python` runs
+    functions and scripts there (3.8 or later). `address` is the one under which the other hosts reach this one, for
+    tasks on several of them.
+    """
+
+    name: Text = Field(examples=["gpu1"])
+    host: Text | None = Field(None, examples=["gpu1.example.org"])
+    user: Text | None = Field(None, examples=["ada"])
+    port: Count | None = Field(None, gt=0, lt=65536, examples=[22])
+    identity_file: Annotated[Path, AfterValidator(_absolute)] | None = Field(
+        None, examples=["~/.ssh/id_ed25519"]
+    )
+    host_key: Annotated[Text, AfterValidator(_host_key)] | None = Field(None, examples=["ssh-ed25519 AAAA…"])
+    gpus: Count | None = Field(None, ge=0, examples=[8])
+    python: Text | None = Field(None, examples=["/opt/conda/bin/python"])
+    home: Text | None = Field(None, examples=["/scratch/ada/flow"])
+    address: Text | None = Field(None, examples=["10.0.0.11"])
+
+
+class SSHSettings(Value):
+    """Machines that are reached by SSH.
+
+    `home` is a folder on each of them, in which every machine has one of its own name (home folders may be shared).
+    `python` and `home` hold for the hosts that do not say otherwise. `config` and `known_hosts` are read besides what
+    OpenSSH reads by default (another `config`: in its place). `notes` is a folder here that remembers on which
+    host a task was started. `connect_timeout_s` is how long a host may take to answer when it is first asked.
+    """
+
+    hosts: Items[Annotated[HostSettings, BeforeValidator(_host)]] = Field(
+        (), examples=[["gpu1", "ada@gpu2:2222", {"name": "gpu3", "gpus": 8}]]
+    )
+    home: Text = Field("~/.flow/ssh", examples=["/scratch/ada/flow"])
+    python: Text = Field("python3", examples=["/opt/conda/bin/python"])
+    config: Annotated[Path, AfterValidator(_absolute)] = Field(
+        Path("~/.ssh/config"), validate_default=True, examples=["~/.ssh/config"]
+    )
+    known_hosts: Items[Annotated[Path, AfterValidator(_absolute)]] = Field(
+        (), examples=[["/etc/flow/known_hosts"]]
+    )
+    notes: Annotated[Path, AfterValidator(_absolute)] = Field(
+        Path("~/.flow/ssh-notes"), validate_default=True, examples=["~/.flow/ssh-notes"]
+    )
+    connect_timeout_s: Number = Field(10.0, gt=0, examples=[10])
     retention_days: Number = Field(7.0, ge=0, examples=[7])
     kill_grace_s: Number = Field(10.0, ge=0, examples=[10])
 
@@ -160,6 +250,7 @@ class Settings(Value):
     api_key: SecretStr | None = None
     debug: bool = Field(False, examples=[True])
     local: LocalSettings = Field(default_factory=LocalSettings, examples=[{"gpus": 4}])
+    ssh: SSHSettings = Field(default_factory=SSHSettings, examples=[{"hosts": ["gpu1"]}])
     package: PackageSettings = Field(default_factory=PackageSettings, examples=[{"excludes": ["*.log"]}])
     objects: ObjectSettings = Field(
         default_factory=ObjectSettings, examples=[{"storage": "s3://bucket/objects"}]
@@ -199,7 +290,7 @@ def _layers(env: Mapping[str, str], overrides: Mapping[str, Any]) -> Iterator[tu
     for variable, target in reversed(_VARIABLES):
         text = env.get(variable, "").strip()
         if text:
-            value = [key.strip() for key in text.split(",") if key.strip()] if target == "ssh_keys" else text
+            value = [one.strip() for one in text.split(",") if one.strip()] if target in _LISTS else text
             section, _, name = target.rpartition(".")
             yield (
                 f"The environment variable {variable}",
