@@ -131,7 +131,7 @@ def _host(given: Any) -> Any:
 
 def _host_key(text: str) -> str:
     words = text.split()
-    if len(words) < 2 or not words[1].startswith("AAAA"):  # noqa: PLR2004 - its kind and the key itself
+    if len(words) < 2 or not words[1].startswith("AAAA"):
         raise Refusal("must be a public key", "Write it like host_key: 'ssh-ed25519 AAAA…'.")
     return " ".join(words[:2])
 
