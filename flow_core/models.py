@@ -111,6 +111,8 @@ Image = Annotated[
     AfterValidator(matching(r"[^\s\0-][^\s\0]*", "must be the name of a container image, without spaces")),
 ]
 Port = Annotated[Count, Field(ge=1, le=65535)]
+InstanceType = Annotated[str, AfterValidator(_instance_type)]
+Environment = Annotated[dict[VariableName, str], AfterValidator(_environment)]
 
 
 class TaskConfig(Value):
@@ -131,16 +133,12 @@ class TaskConfig(Value):
     other_names: ClassVar[dict[str, str]] = {"gpu": "instance_type", "container_image": "image"}
 
     name: TaskName = Field("task", examples=["training-job"])
-    instance_type: Annotated[str, AfterValidator(_instance_type)] | None = Field(
-        None, examples=["a100", "8xh100"]
-    )
+    instance_type: InstanceType | None = Field(None, examples=["a100", "8xh100"])
     min_gpu_memory_gb: Count | None = Field(None, gt=0, examples=[40])
     command: Command | None = Field(None, examples=["python train.py", ["python", "train.py"]])
     shell: Text | None = Field(None, examples=["cd /app && python train.py"])
     script: Text | None = Field(None, examples=["#!/bin/bash\nnvidia-smi\n"])
-    env: Annotated[dict[VariableName, str], AfterValidator(_environment)] = Field(
-        {}, examples=[{"BATCH_SIZE": "256"}]
-    )
+    env: Environment = Field({}, examples=[{"BATCH_SIZE": "256"}])
     image: Image | None = Field(None, examples=["pytorch/pytorch:2.1.0-cuda12.1-cudnn8"])
     working_dir: Annotated[Text, AfterValidator(_working_dir)] | None = Field(None, examples=["/workspace"])
     volumes: Items[VolumeSpec] = Field((), examples=[[{"name": "data", "size_gb": 100}]])
