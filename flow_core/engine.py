@@ -234,6 +234,8 @@ _ERRORS: Mapping[str, type[TaskExecutionError]] = {
     "out-of-memory": TaskOutOfMemoryError,
     "runner-died": WorkerDiedError,
     "reboot": WorkerDiedError,
+    "node-failed": WorkerDiedError,
+    "preempted": WorkerDiedError,
     "lost": WorkerDiedError,
 }
 
@@ -242,6 +244,8 @@ _ADVICE: Mapping[str, str] = {
     "out-of-memory": "Use smaller batches, or an instance with more memory.",
     "runner-died": "Submit again with the same key: this is a new attempt.",
     "reboot": "Submit again with the same key: this is a new attempt.",
+    "node-failed": "Submit again with the same key: this is a new attempt.",
+    "preempted": "Submit again with the same key, or ask for machines that nobody takes away.",
     "storage": "Free some space on the machine's disk.",
 }
 

@@ -19,6 +19,9 @@ Reason = str
     killed          a signal from outside ended it, and nobody here asked for that
     runner-died     the process that watches over the command vanished
     reboot          the machine restarted under it
+    node-failed     the provider lost a machine under it
+    preempted       the provider took its machine away and does not start it again
+    dependency      it was to start after something else, which has failed
     start-failed    the command could not be started
     storage         the disk was full or could not be written
     lost            nothing knows about this task any more

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flow_core.errors import (
+    ConfigError,
     FlowError,
     ProviderUnavailable,
     ResourceNotFoundError,
@@ -114,6 +115,8 @@ _ERRORS: Mapping[str, type[FlowError]] = {
     "task-not-found": TaskNotFoundError,
     "not-found": ResourceNotFoundError,
     "invalid": ValidationError,
+    "rejected": SpecRejected,
+    "no-tool": ConfigError,
 }
 
 

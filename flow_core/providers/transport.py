@@ -89,7 +89,7 @@ class Broken(ProviderUnavailable):
 
 
 #: Refusals that are the same wherever the task is.
-_ABOUT_THE_TASK = ("invalid", "task-not-found")
+_ABOUT_THE_TASK = ("invalid", "rejected", "task-not-found")
 
 
 def _error(where: str, told: Mapping[str, Any]) -> FlowError:

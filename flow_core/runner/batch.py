@@ -54,7 +54,13 @@ class BatchRunner(Runner):
     def started(self, granted: list[str]) -> dict[str, Any]:
         """Build the record of the start."""
         record = super().started(granted)
-        return {**record, "job": self.job_id, "incarnation": self.count, "hosts": [node_name()]}
+        return {
+            **record,
+            "job": self.job_id,
+            "incarnation": self.count,
+            "hosts": [node_name()],
+            "partition": os.environ.get("SLURM_JOB_PARTITION", ""),
+        }
 
     def start(self, granted: list[str]) -> list[Rank]:
         """Start the command here, or on every node by the scheduler's own means."""

@@ -18,9 +18,10 @@ _QUEUE = (
     ("exit_code", 14),
     ("RestartCnt", 8),
     ("NodeList", 400),
+    ("Partition", 80),
     ("Name", 160),
 )
-_ACCOUNTING = ("JobID", "State", "ExitCode", "NodeList", "JobName")
+_ACCOUNTING = ("JobID", "State", "ExitCode", "NodeList", "Partition", "JobName")
 _NODES = (
     ("NodeList", 120),
     ("Partition", 80),
@@ -29,6 +30,7 @@ _NODES = (
     ("Memory", 20),
     ("Gres", 300),
     ("GresUsed", 400),
+    ("Features", 200),
 )
 
 _ID = re.compile(r"[0-9]+(_[0-9]+)?")
@@ -49,6 +51,7 @@ class Job(NamedTuple):
     restarts: int
     nodes: str
     """The nodes it has or had, in Slurm's own short form."""
+    partition: str
 
 
 class Node(NamedTuple):
@@ -65,24 +68,17 @@ class Node(NamedTuple):
     gpus: dict[str, int]
     """Number of GPUs by type; "" where the cluster has given them none."""
     gpus_used: dict[str, int]
+    features: list[str]
 
 
 # -- squeue and sacct
 
 
-def queue_command(name: str | None = None) -> list[str]:
-    """Ask for all jobs of this user that Slurm still knows, ended ones too: one call, whatever their number."""
-    chosen = [] if name is None else ["--name=" + name]
-    return [
-        "squeue",
-        "--me",
-        "--array",
-        "--all",
-        "--states=all",
-        "--noheader",
-        *chosen,
-        "--Format=" + _wide(_QUEUE),
-    ]
+def queue_command(names: list[str]) -> list[str]:
+    """Ask for all jobs of this user that Slurm still knows, ended ones too; or for those with these names only."""
+    chosen = ["--name=" + ",".join(names)] if names else []
+    shape = ["--noheader", "--array", "--Format=" + _wide(_QUEUE)]
+    return ["squeue", "--me", "--all", "--states=all", *chosen, *shape]
 
 
 def parse_queue(text: str) -> list[Job]:
@@ -92,13 +88,13 @@ def parse_queue(text: str) -> list[Job]:
         cells = [cell.strip() for cell in line.split("|")]
         if len(cells) < len(_QUEUE) or not cells[0].isdigit():
             continue
-        array, task, state, reason, ended, restarts, nodes = cells[:7]
+        array, task, state, reason, ended, restarts, nodes, partition, name = cells[:9]
         index = int(task) if task.isdigit() else None
         code, number = _wait_status(ended)
         jobs.append(
             Job(
                 id=array if index is None else f"{array}_{index}",
-                name=cells[7],
+                name=name,
                 element=index,
                 state=_state(state),
                 reason="" if reason in ("None", "(null)", "N/A") else reason,
@@ -106,6 +102,7 @@ def parse_queue(text: str) -> list[Job]:
                 signal=number,
                 restarts=int(restarts) if restarts.isdigit() else 0,
                 nodes=_nothing(nodes),
+                partition=partition,
             )
         )
     return jobs
@@ -131,7 +128,7 @@ def parse_accounting(text: str) -> list[Job]:
         cells = line.split("|", len(_ACCOUNTING) - 1)
         if len(cells) < len(_ACCOUNTING) or not _ID.fullmatch(cells[0]):
             continue
-        task_id, state, ended, nodes, name = cells
+        task_id, state, ended, nodes, partition, name = cells
         code, number = _pair(ended)
         jobs.append(
             Job(
@@ -144,6 +141,7 @@ def parse_accounting(text: str) -> list[Job]:
                 signal=number,
                 restarts=0,
                 nodes=_nothing(nodes),
+                partition=partition,
             )
         )
     return jobs
@@ -223,7 +221,7 @@ def parse_nodes(text: str) -> list[Node]:
         cells = [cell.strip() for cell in line.split("|")]
         if len(cells) < len(_NODES):
             continue
-        name, partition, state, cpus, memory, gres, used = cells[: len(_NODES)]
+        name, partition, state, cpus, memory, gres, used, features = cells[: len(_NODES)]
         _allocated, idle, _other, total = (
             [int(part) for part in cpus.split("/") if part.isdigit()] + [0] * 4
         )[:4]
@@ -238,6 +236,7 @@ def parse_nodes(text: str) -> list[Node]:
                 memory_mb=int(memory.rstrip("+")) if memory.rstrip("+").isdigit() else 0,
                 gpus=parse_gpus(gres),
                 gpus_used=parse_gpus(used),
+                features=[word for word in re.split(r"[,&|]", _nothing(features)) if word],
             )
         )
     return nodes
