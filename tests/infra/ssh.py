@@ -255,6 +255,12 @@ class Machine:
         )
         return len(listing.splitlines())
 
+    def devices(self) -> str:
+        """The counters of its network devices: /proc/net/dev."""
+        return labs.output(
+            ["nsenter", f"--net=/proc/{self._net.pid}/ns/net", "cat", "/proc/thread-self/net/dev"]
+        )
+
     def read(self, path: str) -> str:
         """Return a file of its disk, as /home/… or /var/tmp/…; also when it is down."""
         for own, prefix in (("home", "/home/"), ("var-tmp", "/var/tmp/")):
