@@ -19,6 +19,7 @@ class Encoded(NamedTuple):
     """The arguments of a call as they travel, and the futures among them.
 
     `paths` says where in the JSON the values of the futures belong; in a pickle their places are in the pickle itself.
+    `many`: these are the items of a chunk, of which each is an argument ("one") or a list of them ("star").
     """
 
     codec: int
@@ -26,6 +27,7 @@ class Encoded(NamedTuple):
     segments: Sequence[parcels.Segment] = ()
     inputs: Sequence[Future] = ()
     paths: Sequence[Sequence[Any]] = ()
+    many: str = ""
 
 
 NO_ARGUMENTS: Mapping[str, Encoded] = {
@@ -94,7 +96,31 @@ def _as_pickle(args: Sequence[Any], kwargs: Mapping[str, Any], arena: parcels.Ar
     return Encoded(*packed, inputs)
 
 
-def _pickled(call: Any, inputs: list[Future]) -> tuple[bytes, list[Any]]:
+def items(codec: str, values: Sequence[Any], arena: parcels.Arena | None, *, star: bool) -> Encoded:
+    """Write down the items of a chunk: each is the one argument of a call, or with `star` the list of all of them."""
+    many = "star" if star else "one"
+    if codec == "json":
+        try:
+            head = to_json(list(values), "items")
+        except NotSerializable as error:
+            raise SerializationError(f"{payload.CANNOT_SERIALIZE} {error}") from None
+        buffers: list[Any] = []
+        plain = parcels.JSON
+    else:
+        simple = parcels.are_simple(values) if not star else all(map(parcels.is_simple, values))
+        inputs: list[Future] = []
+        head, buffers = parcels.pickled(values, pickle.dumps) if simple else _pickled(values, inputs, "items")
+        plain = parcels.PICKLE
+        if inputs:
+            raise SerializationError("the items of a map cannot be futures: submit such calls one by one")
+    size = len(head) + sum(one.nbytes for one in buffers)
+    if not buffers and (arena is None or size < parcels.LARGE_BYTES):
+        return Encoded(plain, head, many=many)
+    packed = parcels.pack(plain, head, buffers, arena if size >= parcels.LARGE_BYTES else None)
+    return Encoded(*packed, many=many)
+
+
+def _pickled(call: Any, inputs: list[Future], name: str = "") -> tuple[bytes, list[Any]]:
     from flow_core.pickler import dumps
 
     def place(value: Any) -> int | None:
@@ -116,7 +142,8 @@ def _pickled(call: Any, inputs: list[Future]) -> tuple[bytes, list[Any]]:
     except FlowError:
         raise
     except Exception as error:
-        for part, where in zip(call, ("args", "kwargs"), strict=True):
+        parts = ((call, name),) if name else zip(call, ("args", "kwargs"), strict=True)
+        for part, where in parts:
             try:
                 dump(part)
             except Exception as cause:  # noqa: BLE001 - whatever a user's __reduce__ raises
@@ -144,13 +171,15 @@ def _unpickle(head: Any, buffers: Any) -> Any:
     return payload.Unpickler(io.BytesIO(head), buffers=buffers).load()
 
 
-def again(future: Future) -> parcels.Parcel:
-    """Return the parcel of a value that has been read here already."""
+def outcome_of(future: Future) -> parcels.Parcel:
+    """Return the value of a call that has ended, as it has arrived, or written down again where it has been read."""
+    if future.parcel is not None:
+        return future.parcel
     assert future.outcome is not None
     codec = future.definition.codec
     if codec == "json":
         return parcels.Parcel(parcels.JSON, to_json(future.outcome[0], "result"))
-    head, buffers = _pickled(future.outcome[0], [])
+    head, buffers = _pickled(future.outcome[0], [], "result")
     if not buffers:
         return parcels.Parcel(parcels.PICKLE, head)
     packed, body, _ = parcels.pack(parcels.PICKLE, head, buffers, None)
@@ -164,7 +193,7 @@ def outcome_file(future: Future) -> bytes:
     if future.error is not None:
         return payload.encode_error(future.error)
     codec = future.definition.codec
-    parcel = future.parcel or again(future)
+    parcel = outcome_of(future)
     if parcel.codec & parcels.PARTS:
         whole = parcels.loads(parcel)
         body = to_json(whole, "result") if codec == "json" else pickle.dumps(whole, 5)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,7 +61,7 @@ class Future:
         "body",
         "callbacks",
         "cancelled",
-        "codec",
+        "count",
         "definition",
         "error",
         "kept",
@@ -71,7 +72,6 @@ class Future:
         "outcome",
         "parcel",
         "runs",
-        "segments",
         "state",
         "waiters",
         "worker",
@@ -82,12 +82,15 @@ class Future:
         self.definition = definition
         self.options = options
         self.number = 0
+        self.count = 1
+        self.body: Any = None
+        self.load = 0.0
         self.state = QUEUED
         self.error: BaseException | None = None
         self.parcel: Parcel | None = None
         self.outcome: tuple[Any] | None = None
         self.callbacks: list[Callable[[Any], object]] | None = None
-        self.waiters: list[threading.Lock] | None = None
+        self.waiters: list[Any] | None = None
         self.worker: Any = None
         self.log_range: tuple[int, int, int] | None = None
         self.attempts = 0
@@ -262,13 +265,33 @@ def ending(future: Future, state: int) -> list[Callable[[Future], object]]:
     with _callbacks_lock:
         future.state = state
         callbacks, future.callbacks = future.callbacks, None
-    if future.waiters is not None:
-        for waiter in future.waiters:
-            try:
-                waiter.release()
-            except RuntimeError:  # woken already
-                pass
+    wake(future)
     return callbacks or []
+
+
+class Sleeper(Protocol):
+    """A thread that waits for a future, and can be woken."""
+
+    def wake(self) -> None:
+        """Let it go on; more than once is fine."""
+
+
+def follow(future: Future, waiter: Sleeper) -> bool:
+    """Have `waiter` woken when the future ends, or has another value; return False when it has ended."""
+    with _callbacks_lock:
+        if future.state >= DONE:
+            return False
+        if future.waiters is None:
+            future.waiters = []
+        future.waiters.append(waiter)
+        return True
+
+
+def wake(future: Future) -> None:
+    """Wake all who wait for a future; who waits on will follow again."""
+    waiters, future.waiters = future.waiters, None
+    for waiter in waiters or ():
+        waiter.wake()
 
 
 def _call_back(function: Callable[[Future], object], future: Future) -> None:
@@ -375,20 +398,18 @@ class Stream(Future):
     Values that nobody takes hold the generator back, on its own machine.
     """
 
-    __slots__ = ("_arrived", "_condition", "_items", "_taken")
+    __slots__ = ("_arrived", "_items", "_taken")
 
     def __init__(self, runs: Any, definition: Any = None, options: Any = None) -> None:
         super().__init__(runs, definition, options)
-        self._condition = threading.Condition()
-        self._arrived: list[Parcel] = []
+        # Without a lock of its own: values come under the pool's, which whoever takes one needs as well.
+        self._arrived: deque[Parcel] = deque()
         self._items: list[Any] = []
         self._taken = 0
 
     def arrive(self, parcel: Parcel) -> None:
         """Take in the next value."""
-        with self._condition:
-            self._arrived.append(parcel)
-            self._condition.notify_all()
+        self._arrived.append(parcel)
 
     def __iter__(self) -> Iterator[Any]:
         while True:
@@ -401,13 +422,15 @@ class Stream(Future):
 
     def _next(self) -> Parcel | None:
         while True:
-            with self._condition:
-                if self._arrived:
-                    self.runs.credit(self)  # type: ignore[attr-defined]  # only those that stream have it
-                    return self._arrived.pop(0)
-            if self.state >= DONE and not self._arrived:
-                return None
-            self.runs.drive_item(self)  # type: ignore[attr-defined]
+            try:
+                parcel = self._arrived.popleft()
+            except IndexError:
+                if self.state >= DONE and not self._arrived:
+                    return None
+                self.runs.drive_item(self)  # type: ignore[attr-defined]  # only those that stream have it
+            else:
+                self.runs.credit(self)  # type: ignore[attr-defined]
+                return parcel
 
     def has_items(self) -> bool:
         """Whether a value has come that nobody has taken."""
@@ -427,8 +450,8 @@ class Stream(Future):
         while self.state < DONE or self._arrived:
             if self._arrived:
                 parcel = self._next()
-                assert parcel is not None
-                self._items.append(self.runs.decode(self, parcel))
+                if parcel is not None:  # nobody else took it meanwhile
+                    self._items.append(self.runs.decode(self, parcel))
             elif deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"waited {timeout:g} s and the generator {self.name!r} has not ended")
             else:

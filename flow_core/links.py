@@ -154,6 +154,12 @@ class Connection:
             self._outbox.clear()
         return True
 
+    def drain(self, timeout_s: float) -> None:
+        """Send what waits, for as long as that may take."""
+        if self._outbox:
+            self.socket.settimeout(timeout_s)
+            self.flush()
+
     def read(self) -> list[wire.Frame] | None:
         """Return the frames that have come, None when the connection has ended."""
         try:

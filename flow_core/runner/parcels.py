@@ -229,6 +229,11 @@ def is_simple(values: Any) -> bool:
     return True
 
 
+def are_simple(values: Any) -> bool:
+    """The same, faster for many values and without arrays."""
+    return _SIMPLE.issuperset(map(type, values))
+
+
 def loads(parcel: Parcel, unpickle: Callable[..., Any] = pickle.loads) -> Any:
     """Return the value of a parcel of either codec. `unpickle` is `pickle.loads` or its like."""
     head, buffers = parcel.parts()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 256 * 1024
 _STUCK_S = 0.002
+_LONG_US = 2000
 _RANGE = struct.Struct("<QQ")
 _TAIL_BYTES = 4000
 _NOTHING = b"null"
@@ -59,12 +60,10 @@ class Definition:
         self._payload = payload
         self.function: Callable[..., Any] | None = None
 
-    def resolve(self, made: dict[int, Any]) -> Callable[..., Any]:
+    def resolve(self, stream: Stream) -> Callable[..., Any]:
         """Return what is to be called. Raises what loading it raises."""
         if self.kind == "method":
-            if self.of not in made:
-                raise RuntimeError("the service's object does not exist: making it failed")
-            target = made[self.of]
+            target = stream.object_of(self.of)
             function: Callable[..., Any] = getattr(target, self.name) if self.name else target
         else:
             function = pickles.loads_captured(self._payload, self._sources)
@@ -82,6 +81,7 @@ class Stream:
         self.frames = wire.Frames()
         self.definitions: dict[int, Definition] = {}
         self.made: dict[int, Any] = {}
+        self.unmade: dict[int, BaseException] = {}
         self.kept: set[int] = set()
         self.credit: dict[int, int] = {}
         self.descriptors: deque[int] = deque()
@@ -90,6 +90,17 @@ class Stream:
         self.shares = connection.family == socket.AF_UNIX
         self.arena = parcels.Arena() if self.shares else None
         self.lock = threading.Lock()
+
+    def object_of(self, number: int) -> Any:
+        """Return the object of a service, made now if every worker makes its own. Raises what making it raised."""
+        if number in self.unmade:
+            raise self.unmade[number]
+        if number not in self.made:
+            maker = self.definitions[number]
+            if maker.kind != "each":
+                raise RuntimeError("the service has no object: the call that should make it was not made")
+            self.made[number] = maker.resolve(self)()
+        return self.made[number]
 
     def receive(self) -> list[wire.Frame]:
         """Return the frames that have come. Raises Gone at the connection's end."""
@@ -180,6 +191,7 @@ class Worker:
         self.stuck = threading.Event()
         self.logged = os.fstat(1).st_size
         self.hurried = False
+        self.many: tuple[Stream, int, deque[Any], list[Any]] | None = None
 
     # -- reading
 
@@ -188,7 +200,7 @@ class Worker:
         threading.Thread(target=self._give_back, name="flow-give-back", daemon=True).start()
         while True:
             while self.ahead:
-                if not self.hurried and len(self.ahead) > 1 and not self.ordered:
+                if not self.hurried and self.ahead and not self.ordered:
                     self.hurried = True
                     self.stuck.set()
                 try:
@@ -198,9 +210,9 @@ class Worker:
                 self._call(stream, frame)
             self._read()
 
-    def _read(self) -> None:
+    def _read(self, timeout_ms: int | None = None) -> None:
         try:
-            ready = self.poll.poll()
+            ready = self.poll.poll(timeout_ms)
         except InterruptedError:
             return
         for fd, _ in ready:
@@ -285,11 +297,31 @@ class Worker:
             self.stuck.wait()
             begun = self.slot.begun
             time.sleep(_STUCK_S)
-            if not self.ahead:
+            many = self.many
+            if many is not None:
+                self._cut(many)
+            if not self.ahead and many is None:
                 self.hurried = False
                 self.stuck.clear()
             elif self.slot.begun == begun and self.current is not None:
                 self._return_ahead()
+
+    def _cut(self, many: tuple[Stream, int, deque[Any], list[Any]]) -> None:
+        """Return the items of a chunk that lie behind one that does not end."""
+        stream, number, items, values = many
+        done = len(values)
+        time.sleep(_STUCK_S)
+        if len(values) != done or self.many is not many:
+            return
+        taken = 0
+        try:
+            while True:
+                items.pop()
+                taken += 1
+        except IndexError:
+            pass
+        if taken:
+            stream.send(wire.frame(wire.RETURNED, number, more=len(values) + 1))
 
     def _return_ahead(self) -> None:
         back: dict[Stream, list[bytes]] = {}
@@ -329,13 +361,15 @@ class Worker:
         value = None
         try:
             try:
-                function = definition.function or definition.resolve(stream.made)
+                function = definition.function or definition.resolve(stream)
                 args, kwargs = self._arguments(stream, codec, body, options)
                 self.current = key
                 if key in self.unwanted:
                     raise Interrupted
-                if definition.kind == "make":
-                    value = self._make(stream, more, function, args, kwargs)
+                if options.get("many"):
+                    value = self._many(stream, number, function, args, star=options["many"] == "star")
+                elif definition.kind == "make":
+                    self._make(stream, more, function, args, kwargs)
                 else:
                     value = function(*args, **kwargs)
                     if definition.streams:
@@ -348,10 +382,14 @@ class Worker:
                 args = kwargs = ()
         except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt end a call as well
             failed = error
+            if definition.kind == "make":
+                stream.unmade[more] = error
         if os.getpid() != self.pid:
             os._exit(0)  # the function has forked, and this is the child coming back
         micros = min(int((time.perf_counter() - began) * 1e6), 0xFFFFFFFF)
         log = self._log_frame(number)
+        if micros > _LONG_US:  # time enough for the client to have asked that the outcome be kept
+            self._read(0)
         if failed is None:
             failed = self._answer(stream, number, definition.codec, value, micros, log)
         if failed is not None:
@@ -360,6 +398,8 @@ class Worker:
         self.slot.end()
 
     def _arguments(self, stream: Stream, codec: int, body: bytes, options: dict[str, Any]) -> Any:
+        if options.get("many"):
+            return deque(parcels.loads(stream.parcel(codec, body))), None
         if "sizes" not in options:
             if codec == parcels.PICKLE:
                 return pickle.loads(body)  # noqa: S301 - the client's own call
@@ -379,16 +419,48 @@ class Worker:
             target[path[-1]] = value
         return call
 
-    def _make(
-        self, stream: Stream, number: int, target: Any, args: list[Any], kwargs: dict[str, Any]
-    ) -> list[str]:
-        """Make the object of a service; return the public names that it has for calling."""
-        made = target(*args, **kwargs) if isinstance(target, type) else target
-        stream.made[number] = made
-        names = [""] if callable(made) else []
-        return names + [
-            name for name in dir(type(made)) if not name.startswith("_") and callable(getattr(made, name))
-        ]
+    def _many(
+        self, stream: Stream, number: int, function: Callable[..., Any], items: deque[Any], *, star: bool
+    ) -> list[Any]:
+        """Call the function for each item; return [values, errors by index as records].
+
+        While one of them takes long the other thread may take items from the end, and give them back.
+        """
+        values: list[Any] = []
+        errors: dict[str, Any] = {}
+        append, next_item = values.append, items.popleft
+        self.many = (stream, number, items, values)
+        self.stuck.set()
+        try:
+            while items:
+                try:
+                    if star:
+                        while True:
+                            append(function(*next_item()))
+                    else:
+                        while True:
+                            append(function(next_item()))
+                except Interrupted:
+                    raise
+                except BaseException as error:  # noqa: BLE001 - one item's fault is not the others'
+                    trace = error.__traceback__
+                    if isinstance(error, IndexError) and not items and trace and trace.tb_next is None:
+                        break  # there is no next item
+                    errors[str(len(values))] = self._record(error)
+                    append(None)
+        finally:
+            self.many = None
+        return [values, errors]
+
+    def _record(self, error: BaseException) -> dict[str, Any]:
+        from . import error_record
+
+        return error_record.record_of(error, self.folder)
+
+    @staticmethod
+    def _make(stream: Stream, number: int, target: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
+        """Make the object of a service, which stays here."""
+        stream.made[number] = target(*args, **kwargs) if isinstance(target, type) else target
 
     def _stream_out(self, stream: Stream, number: int, definition: Definition, made: Any) -> None:
         """Send what a generator yields, as fast as the client takes it."""
@@ -446,9 +518,7 @@ class Worker:
     def _answer_error(
         self, stream: Stream, number: int, error: BaseException, why: str, micros: int, log: bytes
     ) -> None:
-        from . import error_record
-
-        message: dict[str, Any] = {"record": error_record.record_of(error, self.folder)}
+        message: dict[str, Any] = {"record": self._record(error)}
         if isinstance(error, Interrupted):
             message["why"] = why or "cancelled"
         if log:

@@ -1,0 +1,152 @@
+"""Many calls of one function as few messages: chunks whose size follows from how long the calls take.
+
+A chunk holds about `_CHUNK_US` of work, so the first ones are single calls. Should an item take longer than expected, the
+worker gives the rest of its chunk back, and that goes elsewhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flow_core import encoding, payload
+from flow_core.definitions import PLAIN, UNKNOWN_US, CallOptions, Definition
+from flow_core.errors import FlowError
+from flow_core.futures import Future
+from flow_core.runner import parcels
+
+if TYPE_CHECKING:
+    from flow_core.dispatch import Pool
+
+_CHUNK_US = 2000.0
+_MOST_ITEMS = 4096
+_CHUNKS_PER_WORKER = 3
+
+
+class Chunk(Future):
+    """The outcome of several calls. What its worker has given back is in `rest`, another chunk."""
+
+    __slots__ = ("items", "rest", "star")
+
+    def __init__(
+        self, runs: Any, definition: Definition, options: CallOptions, items: Sequence[Any], *, star: bool
+    ) -> None:
+        super().__init__(runs, definition, options)
+        self.items = items
+        self.star = star
+        self.count = len(items)
+        self.rest: Chunk | None = None
+
+    def write(self, arena: parcels.Arena | None) -> None:
+        """Write the items down. Raises SerializationError."""
+        self.body = encoding.items(self.definition.codec, self.items, arena, star=self.star)
+
+    def cut(self, begun: int, arena: parcels.Arena | None) -> Chunk:
+        """Return what follows after the first `begun` items as a chunk of its own."""
+        rest = Chunk(self.runs, self.definition, self.options, self.items[begun:], star=self.star)
+        rest.write(arena)
+        rest.rest, self.rest = self.rest, rest
+        self.items = self.items[:begun]
+        self.count = begun
+        return rest
+
+    def outcomes(self) -> Iterator[Any]:
+        """Yield a value or an error for each item, the parts that were given back included."""
+        chunk: Chunk | None = self
+        while chunk is not None:
+            yield from chunk._own()
+            chunk = chunk.rest
+
+    def _own(self) -> Sequence[Any]:
+        try:
+            values, errors = self.result()
+        except FlowError as error:  # of the worker, not of an item
+            return [_Failed(error)] * len(self.items)
+        for index, record in errors.items():
+            values[int(index)] = _Failed(payload.error_of(record, task_id=self.runs.task_id))
+        answers: Sequence[Any] = values
+        return answers
+
+
+class _Failed:
+    """An item that has no value."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: FlowError) -> None:
+        self.error = error
+
+
+def run(
+    pool: Pool,
+    definition: Definition,
+    items: Iterable[Any],
+    *,
+    star: bool = False,
+    ordered: bool = True,
+    return_exceptions: bool = False,
+    max_concurrent: int | None = None,
+    options: CallOptions = PLAIN,
+) -> Iterator[Any]:
+    """Yield the value of `definition` for each item (with `star`: for the arguments that each item lists).
+
+    In the order of the items, or with `ordered=False` as they come. At most `max_concurrent` items are taken ahead of
+    what has been yielded, and never more than a few chunks for each worker. An item's error is raised where its value
+    would be, or yielded with `return_exceptions`; the other items are not affected.
+    """
+    source = iter(items)
+    open_chunks: deque[Chunk] = deque()
+    room = _CHUNKS_PER_WORKER * pool.spec.workers
+    try:
+        while True:
+            while len(open_chunks) < room:
+                taken = sum(chunk.count for chunk in open_chunks)
+                chunk = _next_chunk(
+                    pool, definition, source, options, _size(definition, max_concurrent, taken), star=star
+                )
+                if chunk is None:
+                    break
+                open_chunks.append(chunk)
+            if not open_chunks:
+                return
+            chunk = open_chunks.popleft() if ordered else _first_ended(open_chunks)
+            for answer in chunk.outcomes():
+                if type(answer) is not _Failed:
+                    yield answer
+                elif return_exceptions:
+                    yield answer.error
+                else:
+                    raise answer.error
+    finally:
+        for chunk in open_chunks:  # whoever iterates has stopped early
+            chunk.cancel()
+
+
+def _size(definition: Definition, max_concurrent: int | None, taken: int) -> int:
+    wanted = 1 if definition.estimate == UNKNOWN_US else int(_CHUNK_US / max(definition.estimate, 0.1))
+    most = _MOST_ITEMS if max_concurrent is None else max(0, max_concurrent - taken)
+    return min(max(1, wanted), most)
+
+
+def _next_chunk(
+    pool: Pool, definition: Definition, source: Iterator[Any], options: CallOptions, size: int, *, star: bool
+) -> Chunk | None:
+    items = list(itertools.islice(source, size))
+    if not items:
+        return None
+    chunk = Chunk(pool, definition, options, items, star=star)
+    chunk.write(pool.arena)
+    pool.enter(chunk)
+    return chunk
+
+
+def _first_ended(chunks: deque[Chunk]) -> Chunk:
+    from flow_core.futures import wait
+
+    ended, _ = wait(chunks, num_returns=1)
+    chunk = ended[0]
+    assert isinstance(chunk, Chunk)
+    chunks.remove(chunk)
+    return chunk

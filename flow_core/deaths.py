@@ -1,0 +1,41 @@
+"""How a worker's death, or the end of a call's time, reads to the one who waits for the call. Pure."""
+
+from __future__ import annotations
+
+import signal as signals
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from flow_core.errors import CallTimeoutError, FlowError, TaskOutOfMemoryError, WorkerDiedError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from flow_core.errors import TaskErrorFields
+
+
+def death(what: str, report: Mapping[str, Any], task_id: str) -> FlowError:
+    """Return the error for a worker that is gone; `report` is the supervisor's word about it, or empty."""
+    number, code, reason = report.get("signal"), report.get("code"), str(report.get("reason", "runner-died"))
+    fields: TaskErrorFields = {
+        "task_id": task_id,
+        "log_tail": str(report.get("tail", "")),
+        "reason": reason,
+        "signal": number,
+    }
+    if reason == "out-of-memory":
+        advice = "Use smaller batches, or an instance with more memory."
+        text = f"{what}: the kernel killed it because memory ran out"
+        return TaskOutOfMemoryError(text, suggestions=[advice], **fields)
+    if number is not None:
+        name = signals.Signals(number).name if number in list(signals.Signals) else str(number)
+        how = f"killed by {name}"
+    else:
+        how = "the connection to it was lost" if code is None else f"it ended with exit code {code}"
+    advice = "Other calls are not affected. Ask for retries= if the call may be made again."
+    return WorkerDiedError(f"{what}: {how}", suggestions=[advice], exit_code=code, **fields)
+
+
+def timed_out(name: str, limit_s: float | None, **fields: Unpack[TaskErrorFields]) -> CallTimeoutError:
+    """Return the error for a call that was stopped at its limit."""
+    return CallTimeoutError(f"the call {name!r} was stopped at its limit of {limit_s or 0:g} s", **fields)

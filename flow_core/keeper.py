@@ -1,0 +1,311 @@
+"""The thread that keeps a pool going while nobody waits: it connects, renews the lease, and replaces workers.
+
+It also holds the control connection: what a client and a session's supervisor have to say to each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import json
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from flow_core import encoding
+from flow_core.errors import (
+    CallTimeoutError,
+    FlowError,
+    ProviderUnavailable,
+    ResourceNotFoundError,
+    SessionClosedError,
+    WorkerDiedError,
+)
+from flow_core.futures import QUEUED, Future
+from flow_core.leader import SLICE_S
+from flow_core.links import Connection, Door, Line
+from flow_core.runner import wire
+
+if TYPE_CHECKING:
+    from flow_core.dispatch import Pool
+
+_TICK_S = 0.004
+_IDLE_TICKS = 50
+_ASK_S = 10.0
+_CLOSE_S = 5.0
+_ENDINGS = {
+    "idle": "it was idle for too long",
+    "lease": "its owner was silent for too long",
+    "closed": "it was closed by another of its clients",
+}
+
+
+class Keeper:
+    """The keeper of one pool."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.door = Door(pool.flow.engine, pool.task_id)
+        self.control: Connection | None = None
+        self._bell = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"flow-{pool.task_id}", daemon=True)
+        self._wanted = pool.spec.workers if pool.spec.min_workers is None else pool.spec.min_workers
+        self._later: list[tuple[float, int, Future]] = []
+        self._unstored: list[Future] = []
+        self._answers: dict[int, bytes] = {}
+        self._numbers = itertools.count(1)
+        self._ending = ""
+        self.asleep = False
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the session can be spoken with."""
+        return self.control is not None
+
+    def connections(self) -> list[Connection]:
+        """Give up the control connection; return it, if there was one."""
+        control, self.control = self.control, None
+        return [] if control is None else [control]
+
+    def stir(self) -> None:
+        """Have it look around soon."""
+        self._bell.set()
+
+    def rest(self, seconds: float) -> None:
+        """Wait a moment, less if something stirs."""
+        self._bell.wait(seconds)
+
+    # -- what is left for it to do
+
+    def later(self, delay_s: float, future: Future) -> None:
+        """Queue a call again after `delay_s`. Under the pool's lock."""
+        heapq.heappush(self._later, (time.monotonic() + delay_s, future.number, future))
+        self.stir()
+
+    def withdraw(self) -> list[Future]:
+        """Return the calls that were to be queued again, which will not be. Under the pool's lock."""
+        left = [future for _, _, future in self._later]
+        self._later.clear()
+        return left
+
+    def store(self, future: Future) -> None:
+        """Have the outcome of a call written to the task's folder, soon: the worker was asked to, maybe too late."""
+        self._unstored.append(future)
+        self.stir()
+
+    def call_name(self, future: Future) -> str:
+        """Return the name of the file that holds the outcome of a call."""
+        return f"{self.door.client}-{future.number}"
+
+    # -- the control connection
+
+    def say(self, message: dict[str, Any], *, number: int = 0, blob: bytes | None = None) -> None:
+        """Tell the supervisor something, if it is there."""
+        with self.pool.lock:
+            if self.control is not None:
+                data = b"" if blob is None else wire.frame(wire.BLOB, number, blob)
+                self.control.write(data + wire.frame(wire.SAY, number, json.dumps(message).encode()))
+                if self.control.crowded:
+                    self.pool.leader.expect(self.control.fd, room=True)
+
+    def ask(self, message: dict[str, Any]) -> bytes:
+        """Return the bytes that the supervisor answers with; nothing when it does not."""
+        number = next(self._numbers)
+        self.say(message, number=number)
+        self.pool.leader.wait(
+            lambda: number in self._answers or self.control is None, time.monotonic() + _ASK_S
+        )
+        return self._answers.pop(number, b"")
+
+    def _hear(self, control: Connection, _: int) -> None:
+        if control.crowded:
+            with self.pool.lock:
+                if control.flush():
+                    self.pool.leader.expect(control.fd, room=False)
+        frames = control.read()
+        if frames is None:
+            with self.pool.lock:
+                self.control = None
+                self.pool.leader.forget(control.fd)
+                control.close()
+            self.stir()
+            return
+        for kind, _codec, _more, number, body in frames:
+            if kind == wire.BLOB:
+                self._answers[number] = body
+            elif kind == wire.SAY:
+                self._take_in(json.loads(body))
+
+    def _take_in(self, message: dict[str, Any]) -> None:
+        if message.get("event") == "ending":
+            self._ending = message["reason"]
+        if message.get("event") != "gone":
+            return
+        for stream in message["streams"]:
+            line = self.pool.limbo.get(stream)
+            if line is not None:
+                self.pool.bury(line, message)
+            else:
+                for one in list(self.pool.lines.values()):
+                    if one.stream == stream:
+                        one.report = message
+        self.stir()
+
+    # -- the thread
+
+    def _run(self) -> None:
+        try:
+            self._connect()
+            self._keep()
+        except BaseException as error:  # noqa: BLE001 - whoever waits for a call must hear of it
+            self.pool.end(error)
+
+    def _keep(self) -> None:
+        pool, leader = self.pool, self.pool.leader
+        pulse = min(1.0, pool.spec.lease_s / 4)
+        last, beat, idle = -1, 0.0, 0
+        while pool.over is None:
+            now = time.monotonic()
+            self._bell.clear()
+            if now - beat >= pulse:
+                beat = now
+                self.say({"do": "ping"})
+            self._mend(now)
+            unread = leader.leads == last  # nobody has read since the last look: then it is for us to do
+            idle = idle + 1 if unread and not pool.open_calls else 0
+            if idle > _IDLE_TICKS:
+                self.asleep = True
+                if not pool.open_calls:
+                    self._bell.wait(pulse)
+                self.asleep = False
+            elif unread and pool.open_calls:
+                leader.stand_in(self._is_wanted, pulse)
+            last = leader.leads
+            self._bell.wait(_TICK_S)
+
+    def _is_wanted(self) -> bool:
+        return self._bell.is_set() or not self.pool.open_calls or self.pool.over is not None
+
+    def _connect(self) -> None:
+        """Wait for the session to listen, and connect. Raises the error that says why it does not."""
+        engine, spec = self.pool.flow.engine, self.pool.spec
+        deadline = None if spec.startup_timeout_s is None else time.monotonic() + spec.startup_timeout_s
+        wait_s = 0.002
+        while self.pool.over is None:
+            try:
+                self.door.check()
+                connection, _ = self.door.open("control")
+            except (ProviderUnavailable, ResourceNotFoundError):
+                self._see_why_not(deadline)
+            else:
+                with self.pool.lock:
+                    control = self.control = Connection(connection, shares_memory=False)
+                self.pool.leader.register(control.fd, lambda events: self._hear(control, events))
+                return
+            self._bell.wait(wait_s)
+            self._bell.clear()
+            wait_s = min(wait_s * 1.3, max(0.02, min(engine.provider.poll_interval_s, 0.5)))
+
+    def _see_why_not(self, deadline: float | None) -> None:
+        """Raise the error that tells why the session does not listen, unless it may yet."""
+        engine, task_id = self.pool.flow.engine, self.pool.task_id
+        seen = engine.poll([task_id])[task_id]
+        if seen.status.final:
+            raise engine.failure(seen)
+        if deadline is not None and time.monotonic() > deadline:
+            engine.cancel([task_id])
+            detail = f" ({seen.message})" if seen.message else ""
+            raise CallTimeoutError(
+                f"session {task_id} did not start within {self.pool.spec.startup_timeout_s or 0:g} s: it is "
+                f"{seen.status.value}{detail}",
+                suggestions=["Allow for more with startup_timeout=, or look at what else is queued."],
+                task_id=task_id,
+            )
+
+    def _mend(self, now: float) -> None:
+        """Connect to workers that are wanted, make due attempts, notice the session's end."""
+        pool = self.pool
+        if self.control is None:
+            self._find_out_the_end()
+            return
+        if pool.queue and self._wanted < pool.spec.workers:
+            self._wanted += 1
+        for index in self._missing():
+            self._open_line(index)
+        while self._unstored:
+            future = self._unstored.pop()
+            number = next(self._numbers)
+            blob = encoding.outcome_file(future)
+            self.say({"do": "store", "name": self.call_name(future)}, number=number, blob=blob)
+        with pool.lock:
+            while self._later and self._later[0][0] <= now:
+                future = heapq.heappop(self._later)[2]
+                if future.state == QUEUED:
+                    pool.queue.appendleft(future)
+            for line in list(pool.lines.values()):
+                if line.returned:
+                    line.give_back()
+                if pool.queue and not line.inflight:
+                    pool.fill(line)
+
+    def _missing(self) -> list[int]:
+        """Return the indices of the workers that should be there and are not."""
+        pool = self.pool
+        unburied = {line.index for line in list(pool.limbo.values())}
+        wanted = range(pool.first, pool.first + self._wanted)
+        return [index for index in wanted if index not in pool.lines and index not in unburied]
+
+    def _open_line(self, index: int) -> None:
+        pool = self.pool
+        try:
+            connection, welcome = self.door.open("worker", worker=index, dedicated=pool.ordered)
+        except ProviderUnavailable:
+            if self.control is None or self._ending:
+                return  # the session has just ended, which is seen next
+            raise
+        line = Line(index, connection, welcome, shares_memory=self.door.sessions.shares_memory)
+        with pool.lock:
+            pool.lines[index] = line
+            pool.leader.register(line.fd, lambda events: pool.hear(line, events))
+            pool.fill(line)
+
+    # -- the end
+
+    def _find_out_the_end(self) -> None:
+        """Find out why the session has ended, and end with it."""
+        pool = self.pool
+        if self._ending in _ENDINGS:
+            pool.end(SessionClosedError(_ENDINGS[self._ending]))
+            return
+        deadline = time.monotonic() + _ASK_S
+        while time.monotonic() < deadline and pool.over is None:
+            seen = pool.flow.engine.poll([pool.task_id])[pool.task_id]
+            if seen.status.final:
+                pool.end(pool.flow.engine.failure(seen))
+                return
+            self._bell.wait(SLICE_S / 2)
+            self._bell.clear()
+        pool.end(WorkerDiedError("the connection to the session was lost", task_id=pool.task_id))
+
+    def close_session(self) -> None:
+        """End the session's task, or, of a session that others use as well, the worker that was ours."""
+        pool = self.pool
+        if pool.first:
+            self.say({"do": "dismiss", "worker": pool.first})
+            pool.end(SessionClosedError("it was closed here"))
+            return
+        if self.control is not None:
+            self.say({"do": "close"})
+        else:
+            pool.flow.cancel([pool.task_id])
+        pool.end(SessionClosedError("it was closed here"))
+        try:
+            pool.task.wait(timeout=_CLOSE_S)
+        except FlowError:
+            with contextlib.suppress(FlowError):
+                pool.flow.cancel([pool.task_id])
