@@ -23,6 +23,19 @@
       connect_timeout_s: 10         FLOW_SSH_CONNECT_TIMEOUT_S
       retention_days: 7             FLOW_SSH_RETENTION_DAYS
       kill_grace_s: 10              FLOW_SSH_KILL_GRACE_S
+    slurm:
+      host: login.example.org       FLOW_SLURM_HOST; left out: the tools are on this machine
+      home: ~/.flow/slurm           FLOW_SLURM_HOME, on a file system that all nodes share
+      python: python3               FLOW_SLURM_PYTHON
+      partition: gpu                FLOW_SLURM_PARTITION
+      account: vision               FLOW_SLURM_ACCOUNT
+      qos: normal                   FLOW_SLURM_QOS
+      constraint: nvlink            FLOW_SLURM_CONSTRAINT
+      reservation: course           FLOW_SLURM_RESERVATION
+      memory: 64G                   FLOW_SLURM_MEMORY
+      cpus: 8                       FLOW_SLURM_CPUS
+      instance_types: {a100: {partition: gpu, gres: "gpu:a100:{count}"}}
+      directives: {mail-type: END}  and more, see SlurmSettings
     package:
       storage: file:///shared/code  FLOW_PACKAGE_STORAGE
       excludes: ["*.log", data/]
@@ -40,9 +53,10 @@ a key in the environment never chooses it.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
@@ -78,6 +92,20 @@ _VARIABLES: tuple[tuple[str, str], ...] = (
     ("FLOW_SSH_CONNECT_TIMEOUT_S", "ssh.connect_timeout_s"),
     ("FLOW_SSH_RETENTION_DAYS", "ssh.retention_days"),
     ("FLOW_SSH_KILL_GRACE_S", "ssh.kill_grace_s"),
+    ("FLOW_SLURM_HOST", "slurm.host"),
+    ("FLOW_SLURM_HOME", "slurm.home"),
+    ("FLOW_SLURM_PYTHON", "slurm.python"),
+    ("FLOW_SLURM_PARTITION", "slurm.partition"),
+    ("FLOW_SLURM_ACCOUNT", "slurm.account"),
+    ("FLOW_SLURM_QOS", "slurm.qos"),
+    ("FLOW_SLURM_CONSTRAINT", "slurm.constraint"),
+    ("FLOW_SLURM_RESERVATION", "slurm.reservation"),
+    ("FLOW_SLURM_MEMORY", "slurm.memory"),
+    ("FLOW_SLURM_CPUS", "slurm.cpus"),
+    ("FLOW_SLURM_MAX_RUNNING", "slurm.max_running"),
+    ("FLOW_SLURM_COMMAND_TIMEOUT_S", "slurm.command_timeout_s"),
+    ("FLOW_SLURM_RETENTION_DAYS", "slurm.retention_days"),
+    ("FLOW_SLURM_KILL_GRACE_S", "slurm.kill_grace_s"),
     ("FLOW_PACKAGE_STORAGE", "package.storage"),
     ("FLOW_OBJECTS_HOME", "objects.home"),
     ("FLOW_OBJECTS_STORAGE", "objects.storage"),
@@ -187,6 +215,102 @@ class SSHSettings(Value):
     kill_grace_s: Number = Field(10.0, ge=0, examples=[10])
 
 
+def _plain(text: str) -> str:
+    if any(ord(sign) < 32 for sign in text):
+        raise Refusal("must be one line of text")
+    return text
+
+
+def _directives(given: dict[str, Any]) -> dict[str, str | None]:
+    """Check options of sbatch by their long names; None stands for an option without a value."""
+    options: dict[str, str | None] = {}
+    for name, value in given.items():
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+            raise Refusal(f"must use sbatch's long names, and {name!r} is none", "Write it like 'mail-type'.")
+        if name in _OWN_DIRECTIVES:
+            raise Refusal(f"must leave {name!r} alone: it is set for every task")
+        if value is not False:
+            options[name] = None if value is None or value is True else _plain(str(value))
+    return options
+
+
+#: What the provider sets itself, or could not work with.
+_OWN_DIRECTIVES = frozenset(
+    (
+        *(
+            "array",
+            "chdir",
+            "error",
+            "export",
+            "export-file",
+            "get-user-env",
+            "ignore-pbs",
+            "input",
+            "job-name",
+        ),
+        *(
+            "kill-on-invalid-dep",
+            "nodes",
+            "ntasks",
+            "ntasks-per-node",
+            "open-mode",
+            "output",
+            "parsable",
+            "quiet",
+        ),
+        *("test-only", "usage", "version", "wait", "wrap", "help"),
+    )
+)
+
+Directives = Annotated[dict[str, str | int | bool | None], AfterValidator(_directives)]
+Line = Annotated[Text, AfterValidator(_plain)]
+
+
+class SlurmSettings(Value):
+    """A Slurm cluster, and what its tasks ask it for.
+
+    `host` is a login node that is reached by SSH; without one, Slurm's tools are on this machine. `home` is a folder
+    that all nodes see under this path. `python` (3.8 or later) runs tasks on the nodes: None means the interpreter that
+    submits, or `python3` behind a login node.
+
+    `partition` to `cpus` are options of sbatch of the same names (`cpus` is `cpus-per-task`), `directives` any others
+    by their long names. `gpu_directive` is how the cluster wants GPUs to be asked for. `instance_types` says what a
+    task's instance_type means here: options again, with `{count}` for the number of GPUs; a type that is not in it is
+    looked for among the cluster's own. `requeue` says whether Slurm may start a task again after a preemption or a
+    node's failure; None leaves that to the cluster. A task's time limit is enforced to the second by its own runner, so
+    Slurm is asked for `time_margin_min` more. `max_running` limits how many tasks of one array run at once.
+
+    `modules` are loaded before a task, then `setup` runs in the same shell. `container` runs `image=`.
+    `command_timeout_s` is how long one of Slurm's tools may take.
+    """
+
+    host: Annotated[HostSettings, BeforeValidator(_host)] | None = Field(None, examples=["login.example.org"])
+    home: Line = Field("~/.flow/slurm", examples=["/scratch/ada/flow"])
+    python: Line | None = Field(None, examples=["/opt/conda/bin/python"])
+    partition: Line | None = Field(None, examples=["gpu"])
+    account: Line | None = Field(None, examples=["vision"])
+    qos: Line | None = Field(None, examples=["normal"])
+    constraint: Line | None = Field(None, examples=["nvlink"])
+    reservation: Line | None = Field(None, examples=["course"])
+    memory: Line | None = Field(None, examples=["64G"])
+    cpus: Count | None = Field(None, gt=0, examples=[8])
+    exclusive: bool = Field(False, examples=[True])
+    requeue: bool | None = Field(None, examples=[False])
+    time_margin_min: Count = Field(5, ge=0, examples=[5])
+    gpu_directive: Literal["gres", "gpus-per-node"] = Field("gres", examples=["gpus-per-node"])
+    instance_types: dict[Line, Directives] = Field(
+        {}, examples=[{"a100": {"partition": "gpu", "gres": "gpu:a100:{count}"}}]
+    )
+    directives: Directives = Field({}, examples=[{"mail-type": "END"}])
+    max_running: Count | None = Field(None, gt=0, examples=[50])
+    modules: Items[Line] = Field((), examples=[["cuda/12.4"]])
+    setup: Text | None = Field(None, examples=["source /opt/conda/bin/activate torch"])
+    container: Literal["apptainer", "pyxis"] = Field("apptainer", examples=["pyxis"])
+    command_timeout_s: Number = Field(30.0, gt=0, examples=[30])
+    retention_days: Number = Field(7.0, ge=0, examples=[7])
+    kill_grace_s: Number = Field(10.0, ge=0, examples=[10])
+
+
 def _storage(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     if not separator or not scheme or not rest:
@@ -251,6 +375,7 @@ class Settings(Value):
     debug: bool = Field(False, examples=[True])
     local: LocalSettings = Field(default_factory=LocalSettings, examples=[{"gpus": 4}])
     ssh: SSHSettings = Field(default_factory=SSHSettings, examples=[{"hosts": ["gpu1"]}])
+    slurm: SlurmSettings = Field(default_factory=SlurmSettings, examples=[{"partition": "gpu"}])
     package: PackageSettings = Field(default_factory=PackageSettings, examples=[{"excludes": ["*.log"]}])
     objects: ObjectSettings = Field(
         default_factory=ObjectSettings, examples=[{"storage": "s3://bucket/objects"}]
