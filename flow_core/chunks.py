@@ -1,7 +1,7 @@
 """Many calls of one function as few messages: chunks whose size follows from how long the calls take.
 
-A chunk holds about `_CHUNK_US` of work, so the first ones are single calls. Should an item take longer than expected, the
-worker gives the rest of its chunk back, and that goes elsewhere.
+A chunk holds about `_CHUNK_US` of work, so the first ones are single calls. Should an item take longer than expected,
+the worker gives the rest of its chunk back, and that goes elsewhere.
 """
 
 from __future__ import annotations
@@ -56,10 +56,11 @@ class Chunk(Future):
         """Yield a value or an error for each item, the parts that were given back included."""
         chunk: Chunk | None = self
         while chunk is not None:
-            yield from chunk._own()
+            yield from chunk.own_outcomes()
             chunk = chunk.rest
 
-    def _own(self) -> Sequence[Any]:
+    def own_outcomes(self) -> Sequence[Any]:
+        """Return a value or an error for each item that was not given back. Waits for them."""
         try:
             values, errors = self.result()
         except FlowError as error:  # of the worker, not of an item

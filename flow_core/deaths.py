@@ -22,18 +22,21 @@ def death(what: str, report: Mapping[str, Any], task_id: str) -> FlowError:
         "log_tail": str(report.get("tail", "")),
         "reason": reason,
         "signal": number,
+        "exit_code": code,
     }
     if reason == "out-of-memory":
         advice = "Use smaller batches, or an instance with more memory."
         text = f"{what}: the kernel killed it because memory ran out"
-        return TaskOutOfMemoryError(text, suggestions=[advice], **fields)
+        fields["suggestions"] = [advice]
+        return TaskOutOfMemoryError(text, **fields)
     if number is not None:
         name = signals.Signals(number).name if number in list(signals.Signals) else str(number)
         how = f"killed by {name}"
     else:
         how = "the connection to it was lost" if code is None else f"it ended with exit code {code}"
     advice = "Other calls are not affected. Ask for retries= if the call may be made again."
-    return WorkerDiedError(f"{what}: {how}", suggestions=[advice], exit_code=code, **fields)
+    fields["suggestions"] = [advice]
+    return WorkerDiedError(f"{what}: {how}", **fields)
 
 
 def timed_out(name: str, limit_s: float | None, **fields: Unpack[TaskErrorFields]) -> CallTimeoutError:

@@ -1,4 +1,4 @@
-"""What a session is asked for: a function as it travels, the wishes of one call, and the machine that it all runs on."""
+"""What a session is asked for: a function as it travels, the wishes of one call, and the machine it all runs on."""
 
 from __future__ import annotations
 

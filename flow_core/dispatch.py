@@ -1,8 +1,8 @@
 """Pool: the workers of one session, and which call goes to which of them when.
 
-A call is sent as soon as a worker is free. Behind a short call more short ones are sent ahead, about `_AHEAD_US` of work;
-should one of them turn out long, its worker gives back what it has not begun, and that goes elsewhere. Whoever waits for
-a call reads the connections meanwhile (`flow_core.leader`); the pool's keeper (`flow_core.keeper`) does what nobody
+A call is sent as soon as a worker is free. Behind a short call more short ones are sent ahead, about `_AHEAD_US` of
+work; should one of them turn out long, its worker gives back what it has not begun, and that goes elsewhere. Whoever
+waits for a call reads the connections meanwhile (`flow_core.leader`); the pool's keeper (`flow_core.keeper`) does what nobody
 waits for.
 """
 
@@ -49,8 +49,8 @@ class Pool:
     """Runs calls on the workers of one session. Thread-safe; not to be used in a forked child.
 
     `open` starts the session's task; `attach` joins one that runs. Calls may be submitted at once, and start when the
-    workers are there. With `ordered` there is one worker, calls run in the order submitted, and when it dies so does the
-    pool: its state is gone. `first` is the index of the pool's first worker in the session.
+    workers are there. With `ordered` there is one worker, calls run in the order submitted, and when it dies so does
+    the pool: its state is gone. `first` is the index of the pool's first worker in the session.
     """
 
     def __init__(
@@ -295,8 +295,7 @@ class Pool:
                 if future is not None:
                     self._settle(line, future, micros)
                     future.parcel = line.parcel(codec, body)
-                    for function in ending(future, DONE):
-                        due.append((function, future))  # noqa: PERF401 - mostly there is none
+                    due += [(function, future) for function in ending(future, DONE)]
             if line.returned:
                 line.give_back()
             self.fill(line)

@@ -280,7 +280,7 @@ class Keeper:
         """Find out why the session has ended, and end with it."""
         pool = self.pool
         if self._ending in _ENDINGS:
-            pool.end(SessionClosedError(_ENDINGS[self._ending]))
+            pool.end(SessionClosedError(_ENDINGS[self._ending], error_code=f"session-{self._ending}"))
             return
         deadline = time.monotonic() + _ASK_S
         while time.monotonic() < deadline and pool.over is None:

@@ -17,8 +17,6 @@ from flow_core.errors import ProviderUnavailable, PythonVersionMismatchError, Se
 from flow_core.runner import parcels, wire
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from flow_core.engine import Engine
     from flow_core.futures import Future
 
@@ -245,6 +243,7 @@ class Line(Connection):
             self.write(b"".join(frames))
 
 
-def logged(body: bytes) -> Sequence[int]:
+def logged(body: bytes) -> tuple[int, int]:
     """Return the range of bytes in a worker's log that a LOGGED frame tells of."""
-    return struct.unpack("<QQ", body)
+    begin, end = struct.unpack("<QQ", body)
+    return begin, end

@@ -118,7 +118,7 @@ class Crew:
         ours, theirs = socket.socketpair(socket.AF_UNIX, getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM))
         pid = os.fork()
         if pid == 0:
-            self._be_worker(index, theirs, dedicated)
+            self._be_worker(index, theirs, dedicated)  # does not return
         theirs.close()
         ours.setblocking(False)
         process = Process(index, pid, ours, dedicated=dedicated)
@@ -160,12 +160,13 @@ class Crew:
                 os._exit(code)
 
     def _gpus(self, index: int, dedicated: bool) -> str | None:
-        """A pool's workers share the task's GPUs evenly; a worker of its own sees them all."""
+        """A pool's workers share the task's GPUs evenly, in turn; a worker of its own sees them all."""
         each = int(self.config.get("gpus_each") or 0)
-        if not each or dedicated:
-            return None
         names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        return ",".join(names[index * each : (index + 1) * each])
+        if not each or dedicated or len(names) < each:
+            return None
+        begin = index % (len(names) // each) * each
+        return ",".join(names[begin : begin + each])
 
     def log(self, index: int) -> str:
         """Return the path of a worker's output."""
@@ -182,7 +183,7 @@ class Crew:
 
     def reap(self) -> list[dict[str, Any]]:
         """Collect workers that have ended; return what each was doing, as messages for its clients."""
-        gone = []
+        gone: list[dict[str, Any]] = []
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)

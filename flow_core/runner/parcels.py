@@ -154,7 +154,7 @@ def _view(loan: Loan, offset: int, length: int) -> Any:
     import ctypes
 
     window = (ctypes.c_ubyte * length).from_buffer(loan.mapped.memory, offset)
-    window.loan = loan
+    window.loan = loan  # type: ignore[attr-defined]
     return memoryview(window).cast("B")
 
 
