@@ -221,11 +221,13 @@ def _plain(text: str) -> str:
     return text
 
 
-def _directives(given: dict[str, Any]) -> dict[str, str | None]:
+def _directives(given: Any) -> dict[str, str | None]:
     """Check options of sbatch by their long names; None stands for an option without a value."""
+    if not isinstance(given, Mapping):
+        raise Refusal("must be a mapping")
     options: dict[str, str | None] = {}
     for name, value in given.items():
-        if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]*", name):
             raise Refusal(f"must use sbatch's long names, and {name!r} is none", "Write it like 'mail-type'.")
         if name in _OWN_DIRECTIVES:
             raise Refusal(f"must leave {name!r} alone: it is set for every task")
@@ -262,7 +264,7 @@ _OWN_DIRECTIVES = frozenset(
     )
 )
 
-Directives = Annotated[dict[str, str | int | bool | None], AfterValidator(_directives)]
+Directives = Annotated[dict[str, str | None], BeforeValidator(_directives)]
 Line = Annotated[Text, AfterValidator(_plain)]
 
 
@@ -298,7 +300,7 @@ class SlurmSettings(Value):
     requeue: bool | None = Field(None, examples=[False])
     time_margin_min: Count = Field(5, ge=0, examples=[5])
     gpu_directive: Literal["gres", "gpus-per-node"] = Field("gres", examples=["gpus-per-node"])
-    instance_types: dict[Line, Directives] = Field(
+    instance_types: dict[Annotated[Line, AfterValidator(_instance_type)], Directives] = Field(
         {}, examples=[{"a100": {"partition": "gpu", "gres": "gpu:a100:{count}"}}]
     )
     directives: Directives = Field({}, examples=[{"mail-type": "END"}])
