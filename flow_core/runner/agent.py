@@ -16,7 +16,7 @@ import tempfile
 import threading
 from typing import Any, Callable, NamedTuple
 
-from . import frames, inventory, machine, proc
+from . import cluster, frames, inventory, machine, proc
 from .machine import Refused
 
 #: A client asks for a sign of life far more often; one that is silent for so long is gone and nobody told us.
@@ -183,6 +183,17 @@ def create(
     data: bytes = b"",
 ) -> bool:
     """Do `machine.create`; a file with `size` has its content in `data`, one after the other."""
+    return machine.create(home, task_id, job=job, spec=spec, files=_whole(files, data))
+
+
+def read_log(home: str, task_id: str, node: int, offset: int, limit: int) -> Answer:
+    """Do `machine.read_log`: {next_offset, end}, and the bytes."""
+    data, next_offset, end = machine.read_log(home, task_id, node, offset, limit)
+    return Answer({"next_offset": next_offset, "end": end}, data)
+
+
+def _whole(files: list[dict[str, Any]], data: bytes) -> list[dict[str, Any]]:
+    """Give each file that has a `size` its part of the data: they come one after the other."""
     offset, whole = 0, []
     for file in files:
         if "size" in file:
@@ -190,13 +201,17 @@ def create(
             offset += file["size"]
         else:
             whole.append(file)
-    return machine.create(home, task_id, job=job, spec=spec, files=whole)
+    return whole
 
 
-def read_log(home: str, task_id: str, node: int, offset: int, limit: int) -> Answer:
-    """Do `machine.read_log`: {next_offset, end}, and the bytes."""
-    data, next_offset, end = machine.read_log(home, task_id, node, offset, limit)
-    return Answer({"next_offset": next_offset, "end": end}, data)
+def slurm_submit(home: str, tasks: list[dict[str, Any]], *, data: bytes = b"", **how: Any) -> None:
+    """Do `cluster.submit`; the files of all tasks have their content in `data`."""
+    offset = 0
+    for one in tasks:
+        size = sum(file.get("size", 0) for file in one["files"])
+        one["files"] = _whole(one["files"], data[offset : offset + size])
+        offset += size
+    cluster.submit(home, tasks, **how)
 
 
 VERBS: dict[str, Callable[..., Any]] = {
@@ -223,8 +238,13 @@ VERBS: dict[str, Callable[..., Any]] = {
     "cancel": machine.cancel,
     "release": machine.release,
     "sweep": machine.sweep,
+    "slurm_submit": slurm_submit,
+    "slurm_look": cluster.look,
+    "slurm_cancel": cluster.dequeue,
+    "slurm_nodes": cluster.nodes,
+    "slurm_setting": cluster.setting,
 }
-_WITH_DATA = frozenset({"run", "write", "create", "keep_blob"})
+_WITH_DATA = frozenset({"run", "write", "create", "keep_blob", "slurm_submit"})
 
 
 def perform(verb: str, args: dict[str, Any], data: bytes = b"") -> Answer:

@@ -90,6 +90,38 @@ def job_name(home: str, task_id: str) -> str:
 # -- submitting
 
 
+def submit(
+    home: str,
+    tasks: list[dict[str, Any]],
+    *,
+    array: dict[str, str] | None = None,
+    depends: str = "",
+    retention_s: float,
+    deadline_s: float,
+) -> None:
+    """Create the folders of tasks ({task_id, job, spec, files, script}) and give them to Slurm: once each.
+
+    With `array` ({name, script}) those that are new become elements of one array, all or none of them; the script's
+    name and number of elements are for exactly that many, so a set of which some exist goes one by one.
+    Raises as `enqueue` does, and Refused (missing) as `machine.create` does.
+    """
+    sweep(home, retention_s)
+    new = []
+    for one in tasks:
+        files = [
+            *one["files"],
+            {"name": "batch.sh", "data": one["script"].encode("utf-8", "surrogateescape")},
+        ]
+        made = machine.create(home, one["task_id"], job=one["job"], spec=one["spec"], files=files)
+        new += [one["task_id"]] if made else []
+    if array is not None and len(new) == len(tasks):
+        enqueue_array(home, array["name"], array["script"], new, deadline_s=deadline_s)
+        return
+    for one in tasks:
+        fresh = one["task_id"] in new
+        enqueue(home, one["task_id"], fresh=fresh, depends=depends, deadline_s=deadline_s)
+
+
 def enqueue(home: str, task_id: str, *, fresh: bool, depends: str, deadline_s: float) -> None:
     """Give a task's script to Slurm, unless Slurm has it already.
 
