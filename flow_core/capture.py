@@ -97,18 +97,28 @@ class Captured:
             return made[1]
         references = References(self.function)  # before the capture, so that no change falls between them
         data, filenames = _dumped(self.function, self.name, {})
-        if len(data) > PICKLE_LIMIT_BYTES:
-            raise SerializationError(
-                f"{self.name} and what it refers to take {len(data):,} bytes; at most "
-                f"{PICKLE_LIMIT_BYTES:,} can travel",
-                suggestions=["Pass large data as an argument, or save it and pass its path."],
-            )
+        _check_size(data, self.name)
         if made is not None and made[1].data == data:
             payload = made[1]
         else:
             payload = Payload(data, sha256_hex(data), _sources(filenames))
         self._made = references, payload
         return payload
+
+
+def payload_of(value: object, name: str) -> Payload:
+    """Return an object or a class as another machine gets it, once. Raises SerializationError as `capture` does."""
+    data, filenames = _dumped(value, name, {})
+    _check_size(data, name)
+    return Payload(data, sha256_hex(data), _sources(filenames))
+
+
+def _check_size(data: bytes, name: str) -> None:
+    if len(data) > PICKLE_LIMIT_BYTES:
+        raise SerializationError(
+            f"{name} and what it refers to take {len(data):,} bytes; at most {PICKLE_LIMIT_BYTES:,} can travel",
+            suggestions=["Pass large data as an argument, or save it and pass its path."],
+        )
 
 
 def yields(function: Callable[..., Any]) -> bool:

@@ -57,7 +57,8 @@ class Definition:
 
     `payload` is what `pickle.loads` makes the function of, there. `kind`: "function"; "make", which makes a service's
     object and keeps it on its worker; "each", which makes an object on every worker that is asked for a method of it;
-    "method" `name` of the object that the definition `of` has made, the object itself where there is no name.
+    "method" `name` of the object that the definition `of` has made, the object itself where there is no name; "touch",
+    which only sees to it that the object is made.
     """
 
     _numbers = itertools.count(1)

@@ -50,7 +50,8 @@ class Pool:
 
     `open` starts the session's task; `attach` joins one that runs. Calls may be submitted at once, and start when the
     workers are there. With `ordered` there is one worker, calls run in the order submitted, and when it dies so does
-    the pool: its state is gone. `first` is the index of the pool's first worker in the session.
+    the pool: its state is gone. `first` is the index of the pool's first worker in the session; above 0 the pool is a
+    guest in a session that another one has opened.
     """
 
     def __init__(
@@ -169,8 +170,7 @@ class Pool:
         definition, encoded = future.definition, future.body
         data = b""
         if definition.number not in line.known:
-            line.known.add(definition.number)
-            data = definition.frame
+            data = line.introduce(definition)
         codec, body, segments, inputs, _, many = encoded
         for segment in segments:
             line.tell(segment)

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from flow_core import encoding
+from flow_core.calls import InvokeTask
 from flow_core.errors import (
     CallTimeoutError,
     FlowError,
@@ -29,6 +30,7 @@ from flow_core.runner import wire
 
 if TYPE_CHECKING:
     from flow_core.dispatch import Pool
+    from flow_core.models import Snapshot
 
 _TICK_S = 0.004
 _IDLE_TICKS = 50
@@ -203,20 +205,26 @@ class Keeper:
             except (ProviderUnavailable, ResourceNotFoundError):
                 self._see_why_not(deadline)
             else:
-                with self.pool.lock:
-                    control = self.control = Connection(connection, shares_memory=False)
-                self.pool.leader.register(control.fd, lambda events: self._hear(control, events))
+                self._take_control(Connection(connection, shares_memory=False))
                 return
             self._bell.wait(wait_s)
             self._bell.clear()
             wait_s = min(wait_s * 1.3, max(0.02, min(engine.provider.poll_interval_s, 0.5)))
+
+    def _take_control(self, control: Connection) -> None:
+        with self.pool.lock:
+            if self.pool.over is not None:  # it was closed while we connected
+                control.close()
+                return
+            self.control = control
+            self.pool.leader.register(control.fd, lambda events: self._hear(control, events))
 
     def _see_why_not(self, deadline: float | None) -> None:
         """Raise the error that tells why the session does not listen, unless it may yet."""
         engine, task_id = self.pool.flow.engine, self.pool.task_id
         seen = engine.poll([task_id])[task_id]
         if seen.status.final:
-            raise engine.failure(seen)
+            raise self._failure(seen)
         if deadline is not None and time.monotonic() > deadline:
             engine.cancel([task_id])
             detail = f" ({seen.message})" if seen.message else ""
@@ -226,6 +234,10 @@ class Keeper:
                 suggestions=["Allow for more with startup_timeout=, or look at what else is queued."],
                 task_id=task_id,
             )
+
+    def _failure(self, seen: Snapshot) -> FlowError:
+        """Return what ended the session's task: its own account, where it could leave one."""
+        return InvokeTask(self.pool.flow.engine, self.pool.task_id, seen=seen).error()
 
     def _mend(self, now: float) -> None:
         """Connect to workers that are wanted, make due attempts, notice the session's end."""
@@ -270,6 +282,9 @@ class Keeper:
             raise
         line = Line(index, connection, welcome, shares_memory=self.door.sessions.shares_memory)
         with pool.lock:
+            if pool.over is not None:  # it was closed while we connected
+                line.close()
+                return
             pool.lines[index] = line
             pool.leader.register(line.fd, lambda events: pool.hear(line, events))
             pool.fill(line)
@@ -286,17 +301,18 @@ class Keeper:
         while time.monotonic() < deadline and pool.over is None:
             seen = pool.flow.engine.poll([pool.task_id])[pool.task_id]
             if seen.status.final:
-                pool.end(pool.flow.engine.failure(seen))
+                pool.end(self._failure(seen))
                 return
             self._bell.wait(SLICE_S / 2)
             self._bell.clear()
         pool.end(WorkerDiedError("the connection to the session was lost", task_id=pool.task_id))
 
     def close_session(self) -> None:
-        """End the session's task, or, of a session that others use as well, the worker that was ours."""
+        """End the session's task; a guest only ends its own workers."""
         pool = self.pool
         if pool.first:
-            self.say({"do": "dismiss", "worker": pool.first})
+            for index in list(pool.lines):
+                self.say({"do": "dismiss", "worker": index})
             pool.end(SessionClosedError("it was closed here"))
             return
         if self.control is not None:

@@ -17,6 +17,7 @@ from flow_core.errors import ProviderUnavailable, PythonVersionMismatchError, Se
 from flow_core.runner import parcels, wire
 
 if TYPE_CHECKING:
+    from flow_core.definitions import Definition
     from flow_core.engine import Engine
     from flow_core.futures import Future
 
@@ -205,6 +206,14 @@ class Line(Connection):
         self.returned: deque[int] = deque()
         self.report: dict[str, Any] | None = None
         self._foreign_numbers = 0
+
+    def introduce(self, definition: Definition) -> bytes:
+        """Return what tells the worker of a definition, and of the one that it needs."""
+        unknown = [
+            one for one in (definition.of, definition) if one is not None and one.number not in self.known
+        ]
+        self.known.update(one.number for one in unknown)
+        return b"".join(one.frame for one in unknown)
 
     def tell(self, segment: parcels.Segment) -> None:
         """Let the worker read one of our segments."""

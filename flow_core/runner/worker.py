@@ -65,10 +65,17 @@ class Definition:
         if self.kind == "method":
             target = stream.object_of(self.of)
             function: Callable[..., Any] = getattr(target, self.name) if self.name else target
+        elif self.kind == "touch":
+            stream.object_of(self.of)
+            function = _nothing
         else:
             function = pickles.loads_captured(self._payload, self._sources)
         self.function = function
         return function
+
+
+def _nothing() -> None:
+    """Be called in place of a method, when an object is only to be made."""
 
 
 class Stream:
