@@ -13,8 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from flow_core import encoding
-from flow_core.calls import InvokeTask
+from flow_core import encoding, payload
 from flow_core.errors import (
     CallTimeoutError,
     FlowError,
@@ -185,6 +184,7 @@ class Keeper:
                 if not pool.open_calls:
                     self._bell.wait(pulse)
                 self.asleep = False
+                leader.help()  # nobody reads where nobody calls, and the session may have ended
             elif unread and pool.open_calls:
                 leader.stand_in(self._is_wanted, pulse)
             last = leader.leads
@@ -237,7 +237,12 @@ class Keeper:
 
     def _failure(self, seen: Snapshot) -> FlowError:
         """Return what ended the session's task: its own account, where it could leave one."""
-        return InvokeTask(self.pool.flow.engine, self.pool.task_id, seen=seen).error()
+        engine, task_id = self.pool.flow.engine, self.pool.task_id
+        with contextlib.suppress(ResourceNotFoundError):
+            told = payload.decode_error(engine.collect(task_id, "result"), task_id=task_id)
+            if told is not None:
+                return told
+        return engine.failure(seen)
 
     def _mend(self, now: float) -> None:
         """Connect to workers that are wanted, make due attempts, notice the session's end."""
