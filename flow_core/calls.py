@@ -9,11 +9,33 @@ from typing import Any, Literal
 
 from flow_core import config, payload, providers
 from flow_core.engine import Engine
-from flow_core.errors import FlowError, ResourceNotFoundError, ResultError, ValidationError
+from flow_core.errors import (
+    FlowError,
+    ObjectError,
+    ObjectNotFoundError,
+    ResourceNotFoundError,
+    ResultError,
+    ValidationError,
+)
 from flow_core.models import SpecFile
+from flow_core.object_ref import Codec, ObjectRef, task_uri
+from flow_core.objects import Inputs, Objects
+from flow_core.runner.pickles import PICKLE_LIMIT_BYTES
+from flow_core.runner.strict_json import JSON_LIMIT_BYTES
 from flow_core.task import Task
 
 Serialization = Literal["json", "pickle"]
+ResultForm = Literal["value", "ref"]
+"""How a call's value comes back: itself, or a reference to where it lies. Without a word the settings decide."""
+
+
+def reference_over(result: ResultForm | None, settings: config.Settings) -> int | None:
+    """Return the size from which on a value comes back as a reference, None for never. Raises ValidationError."""
+    if result is None:
+        return settings.objects.reference_over_bytes
+    if result not in ("value", "ref"):
+        raise ValidationError(f"result={result!r} is neither 'value' nor 'ref'")
+    return 0 if result == "ref" else None
 
 
 def task_name(function_name: str) -> str:
@@ -27,16 +49,18 @@ def named_call(
     args: list[Any],
     kwargs: dict[str, Any],
     code_root: str | Path | None,
+    *,
+    codec: Serialization = "json",
 ) -> tuple[SpecFile, ...]:
     """Return the files of a call by module and function name.
 
-    Without `code_root` the module's file is among them. Raises SerializationError for what JSON cannot carry,
-    ValidationError for a module that is not there.
+    Without `code_root` the module's file is among them. `codec` is that of its value. Raises SerializationError for
+    what JSON cannot carry, ValidationError for a module that is not there.
     """
     if not function_name.isidentifier():
         raise ValidationError(f"function_name={function_name!r} is not the name of a function")
     files, module = _module(module_path, code_root)
-    envelope = payload.encode_call(module, function_name, args, kwargs)
+    envelope = payload.encode_call(module, function_name, args, kwargs, codec=codec)
     return (*files, SpecFile(name="call.json", data=envelope))
 
 
@@ -107,21 +131,57 @@ def live_call(
     )
 
 
+def completed(files: tuple[SpecFile, ...], inputs: Inputs, *, by_reference: bool) -> tuple[SpecFile, ...]:
+    """Return the files of a call that also gets `inputs`, and whose value may be taken by reference."""
+    more: dict[str, Any] = {"inputs": list(inputs.listed)} if inputs.listed else {}
+    if by_reference:
+        more["by_reference"] = True
+    known = {file.name: file for file in files}
+    envelope = known["call.json"].data or b""
+    known["call.json"] = SpecFile(name="call.json", data=payload.with_fields(envelope, more))
+    return tuple({file.name: file for file in (*inputs.files, *known.values())}.values())
+
+
 class InvokeTask(Task):
     """The handle of a function call. Its id is all that another process needs to collect the value."""
 
-    def __init__(self, *args: Any, serialization: Serialization = "json", **fields: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        objects: Objects,
+        serialization: Serialization = "json",
+        result: ResultForm | None = None,
+        **fields: Any,
+    ) -> None:
         super().__init__(*args, **fields)
+        self._objects = objects
         self._serialization = serialization
+        self._reference_over = reference_over(result, objects.settings)
 
     @classmethod
-    def from_id(cls, task_id: str, *, serialization: Serialization = "json", **settings: Any) -> InvokeTask:
+    def from_id(
+        cls,
+        task_id: str,
+        *,
+        serialization: Serialization = "json",
+        result: ResultForm | None = None,
+        **settings: Any,
+    ) -> InvokeTask:
         """Return the handle of a call that any process with the same settings submitted.
 
-        `serialization="pickle"` says that you trust the call's result and want it unpickled. Raises TaskNotFoundError.
+        `serialization="pickle"` says that you trust the call's result and want it unpickled; `result` is that of
+        `Flow.invoke`. Raises TaskNotFoundError.
         """
-        engine = Engine(providers.load(config.load(**settings)))
-        return cls(engine, task_id, seen=engine.get(task_id), serialization=serialization)
+        loaded = config.load(**settings)
+        engine = Engine(providers.load(loaded))
+        return cls(
+            engine,
+            task_id,
+            seen=engine.get(task_id),
+            objects=Objects(loaded, engine),
+            serialization=serialization,
+            result=result,
+        )
 
     def get_result(self, timeout: float | None = None) -> Any:
         """Wait for the call and return its value.
@@ -134,14 +194,51 @@ class InvokeTask(Task):
 
     def result(self, timeout: float | None = None) -> Any:
         """The same as `get_result`."""
+        data = self._collected(timeout)
+        about = payload.describe_result(data, task_id=self.task_id)
+        if self._reference_over is not None and about.size > self._reference_over:
+            return self._ref(about)
+        if about.file is None:
+            return payload.decode_result(
+                data, allow_pickle=self._serialization == "pickle", task_id=self.task_id
+            )
+        limit = JSON_LIMIT_BYTES if about.codec == "json" else PICKLE_LIMIT_BYTES
+        if about.size > limit:
+            raise ResultError(
+                f"the result of {self.task_id} takes {about.size:,} bytes as {about.codec}; at most {limit:,} travel "
+                "by value",
+                suggestions=[
+                    "It is kept with its task. Take it by reference: task.ref(), or result='ref' in the call."
+                ],
+                task_id=self.task_id,
+            )
+        try:
+            return self._objects.get(self._ref(about), allow_pickle=self._serialization == "pickle")
+        except (ObjectError, ObjectNotFoundError) as error:
+            raise ResultError(error.message, suggestions=error.suggestions, task_id=self.task_id) from error
+
+    def ref(self, timeout: float | None = None) -> ObjectRef:
+        """Wait for the call and return a reference to its value, which stays where it is. Raises what `result` raises.
+
+        Pass it to a later call, which gets the value, in this process or, by way of the host's database, in any other.
+        It is good until the task is released or its retention time is over.
+        """
+        return self._ref(payload.describe_result(self._collected(timeout), task_id=self.task_id))
+
+    def _ref(self, about: payload.About) -> ObjectRef:
+        uri = task_uri(self._engine.provider.name, self.task_id, about.file or "result")
+        codec: Codec = "json" if about.codec == "json" else "pickle"
+        return ObjectRef(uri=uri, size_bytes=about.size, sha256=about.sha256, codec=codec)
+
+    def _collected(self, timeout: float | None) -> bytes:
+        """Wait for the end and return the content of the `result` file."""
         self.wait(timeout)
         if not self.status.succeeded:
             raise self.error()
         try:
-            data = self._engine.collect(self.task_id, "result")
+            return self._engine.collect(self.task_id, "result")
         except ResourceNotFoundError as missing:
             raise self._without_result() from missing
-        return payload.decode_result(data, allow_pickle=self._serialization == "pickle", task_id=self.task_id)
 
     def error(self) -> FlowError:
         """Return the exception that says how this ended call failed: the function's own where it raised one."""

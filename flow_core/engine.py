@@ -79,6 +79,11 @@ class Engine:
         """Return the id of the newest attempt at `key`, None when there is none."""
         return self.provider.find(digest(key))
 
+    def adopted(self, key: str) -> str | None:
+        """Return the id of the task that a submit with this key would hand out again, None where it would start one."""
+        latest = self.find(key)
+        return latest if latest is not None and adoptable(self.poll([latest])[latest]) else None
+
     # -- watching
 
     def poll(self, task_ids: Collection[str]) -> dict[str, Snapshot]:

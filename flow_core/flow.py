@@ -7,16 +7,35 @@ import hashlib
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from flow_core import config, gpus, providers
-from flow_core.calls import InvokeTask, Serialization, live_call, named_call, task_name
+from flow_core.calls import (
+    InvokeTask,
+    ResultForm,
+    Serialization,
+    completed,
+    live_call,
+    named_call,
+    reference_over,
+    task_name,
+)
 from flow_core.engine import SPEC_LABEL, Engine
-from flow_core.errors import FlowError, ProviderError, ValidationError, close_names
+from flow_core.errors import FlowError, ObjectNotFoundError, ProviderError, ValidationError, close_names
 from flow_core.ids import random_key
 from flow_core.models import Instance, Snapshot, SpecFile, TaskConfig, TaskSpec, Volume
+from flow_core.object_ref import ObjectRef, pickled_refs, revived
+from flow_core.objects import Objects
 from flow_core.providers.spi import Provider, Volumes
 from flow_core.task import KIND_LABEL, Task
+
+
+class _How(NamedTuple):
+    """What a call asks for beyond its task."""
+
+    key: str | None
+    serialization: Serialization
+    result: ResultForm | None
 
 
 class Flow:
@@ -34,6 +53,7 @@ class Flow:
             _log_to_stderr()
         self.provider = provider if isinstance(provider, Provider) else providers.load(self.settings)
         self.engine = Engine(self.provider)
+        self.objects = Objects(self.settings, self.engine)
 
     # -- running
 
@@ -64,18 +84,28 @@ class Flow:
         *,
         code_root: str | Path | None = None,
         idempotency_key: str | None = None,
+        serialization: Serialization = "json",
+        result: ResultForm | None = None,
         **task_params: Any,
     ) -> InvokeTask:
         """Start a call of a plain function in a plain file; return its handle. TaskConfig's fields are keywords.
 
         Without `code_root` the one file travels; with it the whole folder, and `module_path` is a path or a dotted name
         inside it. Arguments are checked and written before anything starts: SerializationError (a TypeError) names what
-        JSON cannot carry. Raises also what `run` raises.
+        JSON cannot carry. In place of a reference (`ObjectRef`) the function gets the value.
+
+        `serialization="pickle"` lets the value be anything, and references lead to pickles: it says that you trust
+        whoever wrote them. `result="ref"` leaves the value where the call ran and gives a reference to it, "value" the
+        value; without a word only one above `objects.reference_over_bytes` stays. Raises also what `run` raises, and
+        ObjectNotFoundError or ObjectError for a reference that leads nowhere.
         """
-        files = named_call(module_path, function_name, list(args or ()), dict(kwargs or {}), code_root)
+        refs: list[ObjectRef] = []
+        given, named = revived([list(args or ()), dict(kwargs or {})], refs)
+        files = named_call(module_path, function_name, given, named, code_root, codec=serialization)
         if code_root is not None:
             files += self.upload(Path(code_root))
-        return self._call(files, function_name, task_params, idempotency_key, "json")
+        how = _How(idempotency_key, serialization, result)
+        return self._call(files, refs, function_name, task_params, how)
 
     def invoke(
         self,
@@ -89,6 +119,8 @@ class Flow:
         **task_params: Any,
     ) -> Any:
         """Call a plain function in a plain file on a machine with GPUs and return its value; see `invoke_async`.
+
+        All keywords of `invoke_async` are keywords here.
 
         Raises RemoteExecutionError, also an instance of the function's own exception class, when it raised; the
         error of the task when it ended in another way. If this call is interrupted, the task is cancelled.
@@ -120,31 +152,56 @@ class Flow:
         serialization: Serialization = "pickle",
         replace: Mapping[Any, Any] | None = None,
         idempotency_key: str | None = None,
+        result: ResultForm | None = None,
         **task_params: Any,
     ) -> InvokeTask:
         """Start a call of a live function, which travels by value with what it needs; return its handle.
 
         `serialization` governs the result: "pickle" takes any value, "json" plain ones. `replace` maps objects that
         cannot travel to ones that stand in for them there. The machine's Python must have our major.minor version.
+        References and `result` are those of `invoke_async`.
         """
-        files = live_call(function, tuple(args), dict(kwargs or {}), serialization, replace or {})
-        return self._call(
-            files, getattr(function, "__name__", "call"), task_params, idempotency_key, serialization
-        )
+        given, named = revived([tuple(args), dict(kwargs or {})], [])
+        with pickled_refs() as refs:  # wherever the function refers to them
+            files = live_call(function, given, named, serialization, replace or {})
+        how = _How(idempotency_key, serialization, result)
+        return self._call(files, refs, getattr(function, "__name__", "call"), task_params, how)
 
     def _call(
         self,
         files: tuple[SpecFile, ...],
+        refs: Sequence[ObjectRef],
         function_name: str,
         params: Mapping[str, Any],
-        key: str | None,
-        serialization: Serialization,
+        how: _How,
     ) -> InvokeTask:
         wanted = self.configure(None, {"name": task_name(function_name), **params, "upload_code": False})
         if wanted.command is not None or wanted.shell is not None or wanted.script is not None:
             raise ValidationError("a function call takes no command, shell or script")
-        task_id = self._submit(wanted, files, key, kind="call")
-        return InvokeTask(self.engine, task_id, config=wanted, serialization=serialization)
+        over = reference_over(how.result, self.settings)
+        key = how.key or wanted.idempotency_key or random_key()
+        try:
+            with self.objects.inputs(
+                refs,
+                provider=self.provider.name,
+                contained=wanted.image is not None,
+                allow_pickle=how.serialization == "pickle",
+            ) as inputs:
+                files = completed(files, inputs, by_reference=over is not None)
+                task_id = self._submit(wanted, files, key, kind="call")
+        except ObjectNotFoundError:
+            adopted = self.engine.adopted(key)  # it has what it was given
+            if adopted is None:
+                raise
+            task_id = adopted
+        return InvokeTask(
+            self.engine,
+            task_id,
+            config=wanted,
+            objects=self.objects,
+            serialization=how.serialization,
+            result=how.result,
+        )
 
     def start_session(
         self, files: Sequence[SpecFile], *, idempotency_key: str | None = None, **task_params: Any
@@ -204,8 +261,9 @@ class Flow:
         return self._handle(seen)
 
     def _handle(self, seen: Snapshot) -> Task:
-        kind = InvokeTask if seen.labels.get(KIND_LABEL) == "call" else Task
-        return kind(self.engine, seen.task_id, seen=seen)
+        if seen.labels.get(KIND_LABEL) == "call":
+            return InvokeTask(self.engine, seen.task_id, seen=seen, objects=self.objects)
+        return Task(self.engine, seen.task_id, seen=seen)
 
     def find(self, idempotency_key: str) -> Task | None:
         """Return the newest task that was submitted with this key, None when there is none."""

@@ -186,7 +186,7 @@ class ObjectRef(dict[str, Any]):
     def _frozen(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError("a reference to an object never changes; make a new one with put()")
 
-    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _frozen  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _frozen
 
 
 def restore(value: Mapping[str, Any]) -> ObjectRef:

@@ -18,11 +18,15 @@ import stat
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from flow_core.errors import ConfigError, FlowError, ObjectError, ObjectNotFoundError, ProviderUnavailable
 from flow_core.runner import objects as files
+from flow_core.runner.execute import write_file
+from flow_core.runner.machine import private
+from flow_core.runner.pickles import PythonVersionMismatch
 
 FOR_EVER = "for-ever"
 
@@ -47,8 +51,8 @@ class ObjectStorage(ABC):
         """Write an object. After return it is there whole, as if put at this moment, however many put it at once."""
 
     @abstractmethod
-    def open(self, name: str, size: int) -> Any:
-        """Open an object for reading. Raises ObjectNotFoundError, ObjectError where its size is another."""
+    def open(self, name: str, size: int) -> AbstractContextManager[Any]:
+        """The open file of an object. Raises ObjectNotFoundError, ObjectError where its size is another."""
 
     @abstractmethod
     def delete(self, name: str) -> None:
@@ -58,9 +62,9 @@ class ObjectStorage(ABC):
     def clear(self, *, now: float, older_than_s: float | None) -> int:
         """Remove what is past its lifetime or, where given, was put longer ago than this; return how many objects."""
 
+    @abstractmethod
     def path(self, name: str) -> Path | None:
         """Return the file of an object in this machine's file system, None where the storage is elsewhere."""
-        return None
 
 
 def storage_at(url: str, *, private: Path | None = None) -> ObjectStorage:
@@ -91,7 +95,7 @@ class FolderStorage(ObjectStorage):
             self._make(target.parent)
             draft = target.parent / f".new-{secrets.token_hex(8)}"
             try:
-                files.write(str(draft), pieces, 0o600 if self.is_private else 0o666)
+                write_file(str(draft), pieces, 0o600 if self.is_private else 0o666)
                 with self._lock():  # or `clear` would remove the new one for the age of the old one
                     os.replace(draft, target)
             finally:
@@ -103,8 +107,10 @@ class FolderStorage(ObjectStorage):
             ) from error
 
     def _make(self, folder: Path) -> None:
-        for path in (*reversed(folder.parents), folder):
-            path.mkdir(mode=0o700 if self.is_private else 0o777, exist_ok=True)
+        if self.is_private:
+            private(str(folder))
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
@@ -119,9 +125,12 @@ class FolderStorage(ObjectStorage):
         finally:
             os.close(fd)
 
-    def open(self, name: str, size: int) -> Any:
+    @contextlib.contextmanager
+    def open(self, name: str, size: int) -> Iterator[Any]:
         with told(f"{self.root}/{name}"):
-            return files.open_file(str(self.path(name)), size)
+            file = files.open_file(str(self.path(name)), size)
+        with file:
+            yield file
 
     def delete(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)
@@ -162,7 +171,7 @@ def told(what: str) -> Iterator[None]:
         yield
     except files.ObjectMissing as error:
         raise ObjectNotFoundError(f"there is no object {what} any more") from error
-    except (files.ObjectDamaged, files.PythonVersionMismatch) as error:
+    except (files.ObjectDamaged, PythonVersionMismatch) as error:
         raise ObjectError(f"the object {what} cannot be used: {error}") from error
 
 
@@ -189,18 +198,23 @@ class FsspecStorage(ObjectStorage):
 
     def put(self, name: str, pieces: Iterable[Any]) -> None:
         with tempfile.NamedTemporaryFile(prefix="flow-") as draft:
-            files.write(draft.name, pieces)
+            write_file(draft.name, pieces)
             with self._asked(name):  # an object store shows an upload when it is complete
                 self.system.makedirs(f"{self.base}/{name}".rpartition("/")[0], exist_ok=True)
                 self.system.put_file(draft.name, f"{self.base}/{name}")
 
-    def open(self, name: str, size: int) -> Any:
+    @contextlib.contextmanager
+    def open(self, name: str, size: int) -> Iterator[Any]:
         with self._asked(name):
             self.system.invalidate_cache()
             there = self.system.size(f"{self.base}/{name}")
-            if there == size:
-                return self.system.open(f"{self.base}/{name}", "rb", cache_type="readahead")
-        raise ObjectError(f"the object {self.root}/{name} has {there:,} bytes in place of {size:,}")
+            if there != size:
+                raise ObjectError(f"the object {self.root}/{name} has {there:,} bytes in place of {size:,}")
+            with self.system.open(f"{self.base}/{name}", "rb") as file:
+                yield file
+
+    def path(self, name: str) -> None:  # noqa: ARG002
+        return None
 
     def delete(self, name: str) -> None:
         with contextlib.suppress(ObjectNotFoundError), self._asked(name):

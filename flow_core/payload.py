@@ -1,7 +1,9 @@
 """The wire format: a call to bytes, and bytes to a value or an error. Pure: no files, no network, no clock.
 
 call.json   {"v": 1, "kind": "file", "module": "train.py", "function": "f", "codec": "json", "args": […], "kwargs": {…}}
+            and "inputs": […], the values that it gets by reference; "by_reference": true, if its own may be large
 result      {"v": 1, "ok": true, "codec": "json", "size": 11, "sha256": "…"} newline, the value's bytes
+            {…, "file": "result.data"} newline, where the value is large: it lies in that file
             {"v": 1, "ok": false, "error": {"type": "ValueError", "message": …, "traceback": …, "cause": …}} newline
 
 The other end is `flow_core.runner.execute`; the JSON rules of both ends are `flow_core.runner.strict_json`.
@@ -14,7 +16,7 @@ import io
 import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from flow_core.errors import (
     PythonVersionMismatchError,
@@ -24,7 +26,8 @@ from flow_core.errors import (
     ValidationError,
     remote_error,
 )
-from flow_core.runner.execute import WIRE_VERSION, sha256_hex
+from flow_core.runner.execute import DATA_FILE, WIRE_VERSION, sha256_hex
+from flow_core.runner.objects import unpickled
 from flow_core.runner.strict_json import JSON_LIMIT_BYTES, NotSerializable, from_json, to_json
 
 if TYPE_CHECKING:
@@ -39,10 +42,12 @@ _RESULT_ERRORS = frozenset({"ResultTooLarge", "ResultNotSerializable"})
 _REFUSALS = {
     "WireVersionMismatch": TaskExecutionError,
     "PythonVersionMismatch": PythonVersionMismatchError,
+    "ObjectMissing": TaskExecutionError,
+    "ObjectDamaged": TaskExecutionError,
     "InstallFailed": TaskExecutionError,
     "PackageNotFound": TaskExecutionError,
 }
-_RUNNER_MODULES = frozenset({"execute", "installs", "pickles", "provision"})
+_RUNNER_MODULES = frozenset({"execute", "installs", "objects", "pickles", "provision"})
 
 
 def encode_call(
@@ -50,11 +55,13 @@ def encode_call(
     function: str,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
+    *,
+    codec: Literal["json", "pickle"] = "json",
 ) -> bytes:
     """Return the `call.json` that calls `function` of the file or dotted `module` in the work folder.
 
-    Raises SerializationError with the path of the first argument that JSON cannot carry unchanged (tuples become
-    lists), also when all of them take more than `JSON_LIMIT_BYTES`.
+    `codec` is that of its value. Raises SerializationError with the path of the first argument that JSON cannot carry
+    unchanged (tuples become lists), also when all of them take more than `JSON_LIMIT_BYTES`.
     """
     if not isinstance(args, (list, tuple)):
         raise ValidationError(f"args={args!r} is no list", suggestions=["Write args=[value]."])
@@ -69,7 +76,13 @@ def encode_call(
         raise SerializationError(
             f"{CANNOT_SERIALIZE} args and kwargs take {size:,} bytes as JSON; at most {JSON_LIMIT_BYTES:,} can travel"
         )
-    head = {"v": WIRE_VERSION, "kind": "file", "module": module, "function": function, "codec": "json"}
+    head: dict[str, Any] = {
+        "v": WIRE_VERSION,
+        "kind": "file",
+        "module": module,
+        "function": function,
+        "codec": codec,
+    }
     return b'%s,"args":%s,"kwargs":%s}' % (to_json(head, "call")[:-1], positional, named)
 
 
@@ -81,30 +94,60 @@ def decode_result(data: bytes, *, allow_pickle: bool = False, **fields: Unpack[T
     damaged, or is a pickle and the caller did not allow that; TaskExecutionError where the call was refused
     (PythonVersionMismatchError: by another Python).
     """
-    header, body = _opened(data, fields)
-    if not header["ok"]:
-        raise error_of(header["error"], **fields)
-    if len(body) != header.get("size"):
-        raise _result_error(
-            f"the result is damaged: {len(body):,} of {header.get('size')} bytes are there", fields
-        )
-    if sha256_hex(body) != header.get("sha256"):
-        raise _result_error("the result is damaged: its bytes are not those that were written", fields)
-    codec = header.get("codec")
-    if codec == "pickle" and not allow_pickle:
+    about = describe_result(data, **fields)
+    if about.codec == "pickle" and not allow_pickle:
         raise _result_error(
             "the result is a pickle, and unpickling it may run code from the machine that wrote it",
             fields,
             'Pass serialization="pickle" if you trust that machine.',
         )
-    if codec not in ("json", "pickle"):
-        raise _result_error(f"the result is encoded as {codec!r}, which is not known here", fields)
+    _, body = _opened(data, fields)
+    if len(body) != about.size:
+        raise _result_error(f"the result is damaged: {len(body):,} of {about.size} bytes are there", fields)
+    if sha256_hex(body) != about.sha256:
+        raise _result_error("the result is damaged: its bytes are not those that were written", fields)
     try:
-        return from_json(body) if codec == "json" else Unpickler(io.BytesIO(body)).load()
+        return decode(about.codec, body)
     except Exception as error:
         raise _result_error(
             f"the result cannot be read here: {type(error).__name__}: {error}", fields
         ) from error
+
+
+class About(NamedTuple):
+    """What the header of a result says of the value. `file` is where it lies, None where it follows the header."""
+
+    codec: str
+    size: int
+    sha256: str
+    file: str | None
+
+
+def describe_result(data: bytes, **fields: Unpack[TaskErrorFields]) -> About:
+    """Return what the content of a `result` file says of its value. Raises what `decode_result` raises."""
+    header, _ = _opened(data, fields)
+    if not header["ok"]:
+        raise error_of(header["error"], **fields)
+    codec, size = header.get("codec"), header.get("size")
+    if codec not in ("json", "pickle"):
+        raise _result_error(f"the result is encoded as {codec!r}, which is not known here", fields)
+    if type(size) is not int or header.get("file") not in (None, DATA_FILE):
+        raise _result_error(f"the result file is damaged: its header is {str(header)[:300]}", fields)
+    return About(codec, size, str(header.get("sha256")), header.get("file"))
+
+
+def decode(codec: str, data: bytes | bytearray) -> Any:
+    """Return the value that a file of this codec holds. Raises whatever its pickle raises."""
+    if codec == "json":
+        return from_json(bytes(data))
+    if codec == "bytes":
+        return bytes(data)
+    return unpickled(data, lambda head, **more: Unpickler(io.BytesIO(head), **more).load())
+
+
+def with_fields(envelope: bytes, fields: Mapping[str, Any]) -> bytes:
+    """Return a `call.json` that says more."""
+    return b"%s,%s" % (envelope[:-1], to_json(dict(fields), "call")[1:]) if fields else envelope
 
 
 def decode_error(data: bytes, **fields: Unpack[TaskErrorFields]) -> TaskExecutionError | None:

@@ -32,6 +32,9 @@ from flow_core.runner.machine import Refused
 #: The uploaded code, kept by its content in a cache of the submitter's.
 ARCHIVE = "code.tar.gz"
 
+#: The values that a call was given by reference.
+INPUTS = "inputs"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -75,8 +78,9 @@ def files(spec: TaskSpec) -> list[dict[str, Any]]:
     for file in spec.files:
         if file.path is None:
             listed.append({"name": file.name, "data": file.data or b""})
-        else:  # the archive is replaced where it comes from, never rewritten
-            listed.append({"name": file.name, "path": str(file.path), "link": file.name == ARCHIVE})
+        else:  # the archive and the inputs are replaced where they come from, never rewritten
+            link = file.name == ARCHIVE or file.name.startswith(f"{INPUTS}/")
+            listed.append({"name": file.name, "path": str(file.path), "link": link})
     if spec.entry == "script":
         listed.append({"name": "script", "data": spec.script.encode(), "mode": 0o700})
     return listed

@@ -36,6 +36,7 @@ class LocalProvider(Provider):
 
     name: ClassVar[str] = "local"
     poll_interval_s: ClassVar[float] = 0.02
+    shares_files: ClassVar[bool] = True
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings.local
@@ -151,10 +152,13 @@ class LocalProvider(Provider):
         return LogChunk(data=data, next_offset=next_offset, end=end)
 
     def fetch(self, task_id: str, path: str, into: Path) -> None:
+        source = self.locate(task_id, path)
+        with folders.drafted(into) as draft:
+            shutil.copyfile(source, draft)
+
+    def locate(self, task_id: str, path: str) -> str:
         with folders.told():
-            source = machine.locate(str(self.home), task_id, path)
-            with folders.drafted(into) as draft:
-                shutil.copyfile(source, draft)
+            return machine.locate(str(self.home), task_id, path)
 
     # -- ending
 

@@ -25,6 +25,9 @@ class Provider(ABC):
     #: How often asking again can be worth while (seconds); the engine's clock, not the provider's.
     poll_interval_s: ClassVar[float]
 
+    #: Whether tasks run in the file system of this process, where a path means the same file for both.
+    shares_files: ClassVar[bool] = False
+
     @abstractmethod
     def submit(self, spec: TaskSpec, *, task_id: str) -> None:
         """Start `spec` under `task_id`, once.
@@ -76,6 +79,13 @@ class Provider(ABC):
 
         Raises TaskNotFoundError, ResourceNotFoundError (no such file), ValidationError (a path that leaves the folder).
         """
+
+    def locate(self, task_id: str, path: str) -> str | None:  # noqa: ARG002
+        """Return where tasks that are submitted now can open a file of this task's folder; None where they cannot.
+
+        Raises as `fetch` does.
+        """
+        return None
 
     @abstractmethod
     def release(self, task_ids: Collection[str]) -> None:

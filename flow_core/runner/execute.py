@@ -1,8 +1,9 @@
 """Runs one function call and leaves its outcome in the task folder.
 
 Reads ``call.json`` (and ``call.pkl``, a captured function). Writes ``result``: one line of JSON, then the value's
-bytes; it is there whole or not at all. The exit code is 0 only if a result was written. What the function prints does
-not matter. Standard library only, Python 3.8+; what only a failure needs is imported after it.
+bytes, or the name of the file with them (``result.data``); it is there whole or not at all. The exit code is 0 only if
+a result was written. What the function prints does not matter. Standard library only, Python 3.8+; what only a failure
+needs is imported after it.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ import os
 import sys
 
 from . import load, stdlib
-from .strict_json import NotSerializable, TooLarge, from_json, to_json
+from .strict_json import JSON_LIMIT_BYTES, NotSerializable, TooLarge, from_json, to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
 WIRE_VERSION = 1
 """The version of the files that caller and runner exchange. Each refuses any other."""
+INLINE_BYTES = 1024 * 1024
+"""A value of more bytes than this gets a file of its own, so that its header can be read without it."""
+DATA_FILE = "result.data"
+BY_REFERENCE_JSON_LIMIT_BYTES = 256 * 1024 * 1024
 EXIT_NOT_WRITTEN = 74
 """Exit code when the outcome could not be written down (EX_IOERR of sysexits.h)."""
 
@@ -41,7 +46,8 @@ def main() -> int:
     folder = os.path.abspath(os.environ["FLOW_TASK_DIR"])
     process = os.getpid()
     prepare_process()
-    code, body = 0, b""
+    code = 0
+    body: list[Any] = []
     try:
         header, body = _run(folder)
     except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt end a call as well
@@ -74,8 +80,8 @@ def prepare_process() -> None:
     faulthandler.enable(2)  # a crash in native code leaves the Python stack in the log
 
 
-def _run(folder: str) -> tuple[dict[str, Any], bytes]:
-    """Return the header and the body of the result. Raises what the function raises."""
+def _run(folder: str) -> tuple[dict[str, Any], list[Any]]:
+    """Return the header and the pieces of the result. Raises what the function raises."""
     with open(os.path.join(folder, "call.json"), "rb") as file:
         call = from_json(file.read())
     if call.get("v") != WIRE_VERSION:
@@ -87,8 +93,7 @@ def _run(folder: str) -> tuple[dict[str, Any], bytes]:
     if call["kind"] == "serve":
         from . import serve
 
-        body = to_json(serve.run(folder, call), "result")
-        return header_of(body, "json"), body
+        return _outcome(serve.run(folder, call), "json")
     if call["kind"] == "pickle":
         from . import pickles
 
@@ -101,9 +106,13 @@ def _run(folder: str) -> tuple[dict[str, Any], bytes]:
         sys.argv[:] = [call["module"]]
         function = load.function_of(call["module"], call["function"], roots)
         args, kwargs, name = call["args"], call["kwargs"], call["function"]
+        if "inputs" in call:
+            from .objects import Resolver
+
+            resolver = Resolver(folder, call["inputs"])
+            args, kwargs = resolver.in_json(args), resolver.in_json(kwargs)
     value = load.apply(function, args, kwargs, name)
-    body = _encoded(value, call["codec"])
-    return header_of(body, call["codec"]), body
+    return _outcome(value, call["codec"], by_reference=call.get("by_reference", False))
 
 
 def header_of(body: bytes, codec: str) -> dict[str, Any]:
@@ -111,21 +120,40 @@ def header_of(body: bytes, codec: str) -> dict[str, Any]:
     return {"v": WIRE_VERSION, "ok": True, "codec": codec, "size": len(body), "sha256": sha256_hex(body)}
 
 
-def _encoded(value: Any, codec: str) -> bytes:
+def _outcome(value: Any, codec: str, *, by_reference: bool = False) -> tuple[dict[str, Any], list[Any]]:
+    """Return the header of a value, and the pieces of its bytes: after the header, or in the file that it names."""
     try:
         if codec == "json":
-            return to_json(value, "result")
-        from . import pickles
+            pieces = [
+                to_json(value, "result", BY_REFERENCE_JSON_LIMIT_BYTES if by_reference else JSON_LIMIT_BYTES)
+            ]
+        else:
+            from . import pickles
 
-        return pickles.dumps(value, "result")
+            pieces = pickles.pieces(value, "result")
     except NotSerializable as error:
         raise not_serializable(error) from None
+    if sum(map(len, pieces)) <= INLINE_BYTES:
+        body = b"".join(pieces)
+        return header_of(body, codec), [body]
+    from . import objects
+
+    size, sha256 = objects.describe(pieces)
+    header = {
+        "v": WIRE_VERSION,
+        "ok": True,
+        "codec": codec,
+        "size": size,
+        "sha256": sha256,
+        "file": DATA_FILE,
+    }
+    return header, pieces
 
 
 def not_serializable(error: NotSerializable) -> NotSerializable:
     """Say of a call's value what `error` says of some value."""
     if isinstance(error, TooLarge):
-        return ResultTooLarge(f"{error}. Save it to disk and return the path")
+        return ResultTooLarge(f"{error}. Save it to disk and return the path, or call with result='ref'")
     return ResultNotSerializable(f"Cannot serialize the result. Save it to disk and return the path. {error}")
 
 
@@ -139,7 +167,7 @@ def _failure(error: BaseException, folder: str) -> tuple[dict[str, Any], int]:
     return {"v": WIRE_VERSION, "ok": False, "error": record}, error_record.exit_code_of(error)
 
 
-def _deliver(folder: str, header: dict[str, Any], body: bytes) -> int:
+def _deliver(folder: str, header: dict[str, Any], body: list[Any]) -> int:
     """Write the outcome; return 0, or the exit code where it is not the one that was to be written."""
     if header["ok"] and _rank() != "0":
         return 0  # the value of a call on many nodes is that of the first
@@ -148,27 +176,38 @@ def _deliver(folder: str, header: dict[str, Any], body: bytes) -> int:
     except OSError as error:
         lost, _ = _failure(error, folder)
         lost["error"]["message"] = f"the outcome of the call could not be written to {folder}: {error}"
-        _try(_write, folder, lost, b"")  # and if not, the exit code has to do
+        _try(_write, folder, lost, [])  # and if not, the exit code has to do
         return EXIT_NOT_WRITTEN
     return 0
 
 
-def _write(folder: str, header: dict[str, Any], body: bytes) -> None:
+def _write(folder: str, header: dict[str, Any], body: list[Any]) -> None:
     path = os.path.join(folder, "result")
     draft = f"{path}.{_rank()}.{os.getpid()}"
-    data = memoryview(to_json(header, "header") + b"\n" + body)
+    head = to_json(header, "header") + b"\n"
     try:
-        file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            while data:
-                data = data[os.write(file, data) :]
-            os.fsync(file)
-        finally:
-            os.close(file)
+        if "file" in header:
+            write_file(draft, body)
+            os.replace(draft, os.path.join(folder, header["file"]))  # the header is the last word
+            body = []
+        write_file(draft, [head + body[0] if body else head])
         _publish(draft, path, header["ok"])
     except OSError:
         _try(os.unlink, draft)
         raise
+
+
+def write_file(path: str, pieces: Iterable[Any], mode: int = 0o600) -> None:
+    """Write the pieces, one after the other, down to the disk."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        for piece in pieces:
+            data = memoryview(piece)
+            while data:
+                data = data[os.write(file, data) :]
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _publish(draft: str, path: str, ok: bool) -> None:

@@ -19,7 +19,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any
 
     Buffer = Any  # bytes, bytearray or a flat memoryview
@@ -43,10 +43,6 @@ class ObjectMissing(Exception):
 
 class ObjectDamaged(Exception):
     """A value by reference is not what was written."""
-
-
-class PythonVersionMismatch(Exception):
-    """A value holds code of another Python than the one that reads it."""
 
 
 # -- writing
@@ -88,22 +84,6 @@ def describe(pieces: Iterable[Buffer]) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def write(path: str, pieces: Iterable[Buffer], mode: int = 0o600) -> tuple[int, str]:
-    """Write a new file down to the disk; return its size and SHA-256."""
-    from hashlib import sha256
-
-    digest, size = sha256(), 0
-    with open(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, mode), "wb", 0) as file:
-        for piece in pieces:
-            digest.update(piece)
-            view = memoryview(piece)
-            while view:
-                view = view[file.write(view) :]
-            size += len(piece)
-        os.fsync(file.fileno())
-    return size, digest.hexdigest()
-
-
 # -- reading
 
 
@@ -135,19 +115,33 @@ def open_file(path: str, size: int, *, tail: bool = False) -> Any:
 
 def read(file: Any, size: int, sha256: str, name: str) -> bytearray:
     """Return the next `size` bytes, hashed while they are read. Raises ObjectDamaged."""
+    data = bytearray(size)
+    view = memoryview(data)
+    for _ in _read_into(lambda at: view[at : at + CHUNK_BYTES], file, size, sha256, name):
+        pass
+    return data
+
+
+def checked(file: Any, size: int, sha256: str, name: str) -> Iterator[Buffer]:
+    """Yield the next `size` bytes in pieces, each good until the next. Raises ObjectDamaged, maybe at the end."""
+    room = memoryview(bytearray(min(size, CHUNK_BYTES)))
+    return _read_into(lambda at: room[: size - at], file, size, sha256, name)
+
+
+def _read_into(room: Callable[[int], Any], file: Any, size: int, sha256: str, name: str) -> Iterator[Buffer]:
     import hashlib
 
-    data = bytearray(size)
-    view, digest, at = memoryview(data), hashlib.sha256(), 0
+    digest, at = hashlib.sha256(), 0
     while at < size:
-        count = file.readinto(view[at : at + CHUNK_BYTES])
+        into = room(at)
+        count = file.readinto(into)
         if not count:
             raise ObjectDamaged(f"{name} is cut: {at:,} of {size:,} bytes are there")
-        digest.update(view[at : at + count])
+        digest.update(into[:count])
+        yield into[:count]
         at += count
     if digest.hexdigest() != sha256:
         raise ObjectDamaged(f"{name} does not hold what was written: its hash is another")
-    return data
 
 
 def is_container(data: Buffer) -> bool:
@@ -180,8 +174,10 @@ def unpickled(
         at += length
     if at != len(data):
         raise ObjectDamaged(f"the parts of the pickle take {at:,} bytes, and there are {len(data):,}")
-    if _holds_code(parts[0]):
+    if b"cloudpickle" in bytes(parts[0]):
         if (major, minor) != sys.version_info[:2]:
+            from .pickles import PythonVersionMismatch
+
             raise PythonVersionMismatch(
                 f"the value holds functions or classes of Python {major}.{minor}, and this is Python "
                 "{}.{}.{} ({})".format(*sys.version_info[:3], sys.executable)
@@ -189,10 +185,6 @@ def unpickled(
         if before_code is not None:
             before_code()
     return loads(parts[0], buffers=parts[1:])
-
-
-def _holds_code(head: memoryview) -> bool:
-    return b"cloudpickle" in bytes(head)
 
 
 # -- in a call
@@ -230,7 +222,7 @@ class Resolver:
         Raises ObjectMissing, ObjectDamaged.
         """
         key = (mark.get("uri"), mark.get("sha256"))
-        one = self._listed.get(key)  # type: ignore[arg-type]
+        one = self._listed.get(key)
         if one is None:
             return mark
         if key not in self._values:
@@ -243,7 +235,7 @@ class Resolver:
             with open_file(path, one["size"], tail=one.get("tail", False)) as file:
                 data = read(file, one["size"], one["sha256"], path)
             return self._decoded(one["codec"], data)
-        except (ObjectMissing, ObjectDamaged, PythonVersionMismatch) as error:
+        except (ObjectMissing, ObjectDamaged) as error:
             raise type(error)("the value of the reference {}: {}".format(one["uri"], error)) from None
 
     def _decoded(self, codec: str, data: bytearray) -> Any:

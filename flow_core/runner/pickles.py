@@ -16,7 +16,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from types import CodeType
-    from typing import Any
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
 
 PICKLE_LIMIT_BYTES = 100 * 1024 * 1024
 """The most that a captured call, or its result, may take as pickle."""
@@ -47,15 +49,20 @@ def load_captured(folder: str, call: dict[str, Any]) -> tuple[Callable[..., Any]
     """Return the captured function, and its arguments where they were captured as well."""
     with open(os.path.join(folder, call["function_file"]), "rb") as file:
         data = file.read()
-    function, args, kwargs = loads_captured(data, call.get("sources") or {})
+    loads: Callable[[bytes], Any] = pickle.loads
+    if "inputs" in call:
+        from .objects import Resolver
+
+        loads = Resolver(folder, call["inputs"]).loads
+    function, args, kwargs = loads_captured(data, call.get("sources") or {}, loads)
     return function, args, kwargs
 
 
-def loads_captured(data: bytes, sources: dict[str, str]) -> Any:
+def loads_captured(data: bytes, sources: dict[str, str], loads: Callable[[bytes], Any] = pickle.loads) -> Any:
     """Return what was captured; tracebacks show the lines of `sources`, the code's text by file name."""
     _show_sources(sources)
     try:
-        return pickle.loads(data)  # noqa: S301 - the caller's own function
+        return loads(data)
     except ImportError as error:
         raise type(error)(
             f"the captured function needs what this machine does not have: {error}. Install it there (image=), or "
@@ -85,9 +92,20 @@ def dumps_with_buffers(value: Any, name: str) -> tuple[bytes, list[Any]]:
     """Return the pickle of `value` and its large buffers, which stay where they are. Raises NotSerializable."""
     from . import parcels
 
+    return _blaming(parcels.pickled, value, name)
+
+
+def pieces(value: Any, name: str) -> list[Any]:
+    """Return what a file with `value` as pickle holds (`objects.pickled`). Raises NotSerializable."""
+    from . import objects
+
+    return _blaming(objects.pickled, value, name)
+
+
+def _blaming(make: Callable[[Any, Callable[..., bytes]], T], value: Any, name: str) -> T:
     dump = getattr(sys.modules.get("cloudpickle"), "dumps", pickle.dumps)
     try:
-        return parcels.pickled(value, dump)
+        return make(value, dump)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:
@@ -151,9 +169,18 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield ".func", value.func
         yield ".args", value.args
         yield ".keywords", value.keywords
-    else:
+    elif isinstance(value, type) or not _refuses(value):
         for attribute, part in _attributes(value):
             yield f".{attribute}", part
+
+
+def _refuses(value: Any) -> bool:
+    """Whether it is the value itself that says no, whatever it consists of."""
+    try:
+        value.__reduce_ex__(PROTOCOL)
+    except Exception:  # noqa: BLE001 - the user's own __reduce__
+        return True
+    return False
 
 
 def _attributes(value: Any) -> Iterable[tuple[str, Any]]:

@@ -7,14 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flow_core import payload, runner
+from flow_core import Flow, payload, runner
 from flow_core.runner.strict_json import from_json
+from flow_core.sessions import Session
 
 VERSIONS = ("3.8", "3.10", "3.11", "3.13")
 
@@ -38,10 +40,14 @@ class Outcome:
     out: str
     err: str
     result: bytes | None
+    folder: Path
 
     @property
     def value(self) -> Any:
         assert self.result is not None, self.err
+        about = payload.describe_result(self.result)
+        if about.file is not None:
+            return payload.decode(about.codec, (self.folder / about.file).read_bytes())
         return payload.decode_result(self.result, allow_pickle=True)
 
     @property
@@ -103,7 +109,7 @@ class Machine:
         )
         path = self.task / "result"
         result = path.read_bytes() if path.exists() else None
-        return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode(), result)
+        return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode(), result, self.task)
 
 
 @pytest.fixture(params=VERSIONS)
@@ -119,3 +125,12 @@ def each(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
 def machine(tmp_path: Path) -> Machine:
     """A machine with the Python that runs the tests."""
     return Machine(tmp_path, sys.executable)
+
+
+@pytest.fixture(scope="module")
+def shared_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    """Two warm workers in a home of their own, for all tests of a module."""
+    home = tmp_path_factory.mktemp("a home")
+    with Session(flow=Flow("local", local={"home": home, "gpus": 2}), workers=2) as session:
+        yield session
+    assert all(task.is_terminal for task in session.flow.list_tasks())

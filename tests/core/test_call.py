@@ -181,7 +181,8 @@ def test_a_result_of_exactly_the_limit_travels_and_one_byte_more_does_not(each: 
     done = each.call(code, args=[JSON_LIMIT_BYTES - 1])
     assert (done.code, done.record["type"]) == (1, "ResultTooLarge")
     assert done.record["message"] == (
-        "result takes 10,485,761 bytes as JSON; at most 10,485,760 can travel. Save it to disk and return the path"
+        "result takes 10,485,761 bytes as JSON; at most 10,485,760 can travel. Save it to disk and return the path, "
+        "or call with result='ref'"
     )
     with pytest.raises(ResultError, match="Save it to disk and return the path"):
         _ = done.value
