@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field, InstanceOf
 from typing_extensions import Self
 
-from flow_core.dispatch import CallOptions, Retries
+from flow_core.definitions import CallOptions, Retries
 from flow_core.errors import ValidationError
 from flow_core.models import Environment, Image, InstanceType
 from flow_core.runner.crew import MAX_WORKERS

@@ -5,7 +5,7 @@ from typing import Any, Generic, Protocol, TypedDict, TypeVar, overload
 
 from typing_extensions import ParamSpec
 
-from flow_core.dispatch import Retries
+from flow_core.definitions import Retries
 from flow_core.function_options import Serialization
 from flow_core.functions import RemoteFunction
 from flow_core.futures import Future, Stream

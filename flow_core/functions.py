@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from typing_extensions import ParamSpec
 
+from flow_core import chunks
 from flow_core.capture import Captured, Payload, yields
-from flow_core.dispatch import Definition, Pool
+from flow_core.definitions import PLAIN, Definition
+from flow_core.dispatch import Pool
 from flow_core.errors import FlowError, ValidationError
 from flow_core.function_options import FunctionOptions
 from flow_core.futures import Future
@@ -29,7 +31,7 @@ L = TypeVar("L")  # what a call gives here
 R = TypeVar("R")  # what it gives there
 
 MAX_CONCURRENT = 1000
-"""As many calls of one `imap` are under way unless it is told otherwise."""
+"""As many calls of one `imap` are under way, where they travel one by one, unless it is told otherwise."""
 
 
 class Host(Protocol):
@@ -114,15 +116,33 @@ class RemoteFunction(SentAsFunction, Generic[P, L, R]):
     ) -> Iterator[R]:
         """Yield the value for each item, lazily: in the items' order, or else as they come.
 
-        A tuple is unpacked, anything else is one argument. At most `max_concurrent` calls (1000) have been started and
-        not yielded at any time, and no further item has been asked for. The first failure is raised, or its exception
-        yielded with `return_exceptions`. When the iteration ends early, the calls under way are cancelled.
+        A tuple is unpacked, anything else is one argument. At most `max_concurrent` items are taken ahead of what has
+        been yielded; without it, a few milliseconds of work for each worker. Short calls travel several at a time. The
+        first failure is raised, or its exception yielded with `return_exceptions`. When the iteration ends early, the
+        calls under way are cancelled.
         """
-        limit = MAX_CONCURRENT if max_concurrent is None else max_concurrent
-        if limit < 1:
+        if max_concurrent is not None and max_concurrent < 1:
             raise ValidationError(f"max_concurrent={max_concurrent!r} must be a whole number from 1")
+        wanted = {"ordered": order_outputs, "return_exceptions": return_exceptions}
+        if self._yields or self._of_call != PLAIN:
+            return self._one_by_one(items, limit=max_concurrent or MAX_CONCURRENT, **wanted)
+        return self._in_chunks(items, max_concurrent=max_concurrent, **wanted)
+
+    def _in_chunks(self, items: Iterable[Any], **options: Any) -> Iterator[R]:
+        def arguments() -> Iterator[tuple[Any, ...]]:
+            for item in items:
+                args = _arguments(item)
+                self._fit.check(args, {})
+                yield args
+
+        pool, definition = self._current()
+        yield from chunks.run(pool, definition, arguments(), star=True, **options)
+
+    def _one_by_one(
+        self, items: Iterable[Any], *, limit: int, ordered: bool, return_exceptions: bool
+    ) -> Iterator[R]:
         futures = (self._submit(_arguments(item), {}) for item in items)
-        ended = _in_order(futures, limit) if order_outputs else _as_they_end(futures, limit)
+        ended = _in_order(futures, limit) if ordered else _as_they_end(futures, limit)
         return _values(ended, return_exceptions=return_exceptions)
 
     def options(self, **overrides: Any) -> RemoteFunction[P, L, R]:
@@ -133,14 +153,19 @@ class RemoteFunction(SentAsFunction, Generic[P, L, R]):
 
     def _submit(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Future:
         self._fit.check(args, kwargs)
+        pool, definition = self._current()
+        return pool.submit(definition, args, kwargs, self._of_call)
+
+    def _current(self) -> tuple[Pool, Definition]:
+        """Return the workers, and the function as it is now."""
         payload = self._captured.fresh()
         sent = self._sent
         if sent is None or sent[0] is not payload:
             sent = self._sent = payload, self._define(payload)
         pool = self._pool
-        if pool is None or pool.idled:
+        if pool is None or pool.over is not None:
             pool = self._pool = self._host.pool(self._options)
-        return pool.submit(sent[1], args, kwargs, self._of_call)
+        return pool, sent[1]
 
     def _define(self, payload: Payload) -> Definition:
         return Definition(

@@ -63,11 +63,6 @@ class Keeper:
         """Begin."""
         self._thread.start()
 
-    @property
-    def connected(self) -> bool:
-        """Whether the session can be spoken with."""
-        return self.control is not None
-
     def connections(self) -> list[Connection]:
         """Give up the control connection; return it, if there was one."""
         control, self.control = self.control, None

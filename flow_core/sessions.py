@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 from pydantic import Field
 from typing_extensions import ParamSpec, Self
 
-from flow_core.dispatch import Pool, SessionSpec
+from flow_core.definitions import SessionSpec
+from flow_core.dispatch import Pool
 from flow_core.errors import SessionClosedError, ValidationError
 from flow_core.flow import Flow
 from flow_core.function_options import FunctionOptions
@@ -173,7 +174,7 @@ class Session:
             if self._closed:
                 raise SessionClosedError("this session is closed", suggestions=["Open a new one."])
             pool = self._pools.get(key)
-            if pool is None or pool.idled:
+            if pool is None or _idled(pool):
                 pool = self._pools[key] = Pool.open(self.flow, spec)
             return pool
 
@@ -226,6 +227,11 @@ def _key(spec: SessionSpec) -> str:
     return repr(
         (spec.instance_type, spec.image, sorted(spec.env.items()), spec.workers, spec.startup_timeout_s)
     )
+
+
+def _idled(pool: Pool) -> bool:
+    """Whether the workers have ended because nobody called anything for the idle limit."""
+    return isinstance(pool.over, SessionClosedError) and pool.over.error_code == "session-idle"
 
 
 @atexit.register
