@@ -12,7 +12,10 @@ from flow_core.providers.spi import Provider
 #: Entry-point group; the value names a callable that takes Settings and returns a Provider.
 GROUP = "flow_core.providers"
 
-_BUILT_IN = {"local": "flow_core.providers.local:LocalProvider"}
+_BUILT_IN = {
+    "local": "flow_core.providers.local:LocalProvider",
+    "slurm": "flow_core.providers.slurm:SlurmProvider",
+}
 
 
 def load(settings: Settings) -> Provider:

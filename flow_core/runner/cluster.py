@@ -278,23 +278,23 @@ def _discard(folder: str) -> None:
 # -- looking
 
 
-def look(home: str, task_ids: list[str], *, ask: bool, deadline_s: float) -> dict[str, Any]:
-    """Return {tasks: {id: facts or None}, trouble}: what the folders say, and Slurm of those that have not ended.
+def look(home: str, task_ids: list[str], *, unheard: list[str] | None, deadline_s: float) -> dict[str, Any]:
+    """Return {tasks, asked, trouble}: by id what the folders say (None: no such task), and Slurm of those that go on.
 
-    Slurm is asked once for all of them, and its accounting only for jobs that the queue has forgotten; without `ask`
-    neither. A task whose job has ended without an exit record gets one. Where Slurm does not answer, `trouble` says
-    why, and the folders' word stands: that is never an end.
+    Slurm is asked once for all of them, and its accounting only for jobs that the queue has forgotten; with `unheard`
+    only if one of these goes on. A task whose job has ended without an exit record gets one. Where Slurm does not
+    answer, `trouble` says why, and the folders' word stands: that is never an end.
     """
     tasks = {task_id: _facts(home, task_id) for task_id in task_ids}
     live = {task_id: facts for task_id, facts in tasks.items() if facts is not None and facts["exit"] is None}
-    if not live or not ask:
-        return {"tasks": tasks, "trouble": None}
+    if not live or (unheard is not None and not any(task_id in live for task_id in unheard)):
+        return {"tasks": tasks, "asked": False, "trouble": None}
     try:
         jobs = _Jobs(_queue([], deadline_s))
     except Refused as refused:
         if refused.kind != "unavailable":
             raise
-        return {"tasks": tasks, "trouble": refused.message}
+        return {"tasks": tasks, "asked": True, "trouble": refused.message}
     found = {task_id: jobs.of(job_name(home, task_id), facts) for task_id, facts in live.items()}
     # What was noted before the queue was asked, and is not in its answer, is gone.
     forgotten = {live[one]["job"]: one for one, job in found.items() if job is None and live[one]["job"]}
@@ -306,7 +306,7 @@ def look(home: str, task_ids: list[str], *, ask: bool, deadline_s: float) -> dic
             tasks[task_id] = {**live[task_id], "slurm": _told(job, status, message)}
         elif job is not None or task_id in forgotten.values():
             tasks[task_id] = _settled(home, task_id, job)
-    return {"tasks": tasks, "trouble": None}
+    return {"tasks": tasks, "asked": True, "trouble": None}
 
 
 def _told(job: Job, status: str | None, message: str) -> dict[str, Any]:
@@ -373,7 +373,7 @@ def _settled(home: str, task_id: str, job: Job | None) -> dict[str, Any] | None:
     if owner is not None and job is not None and owner != job.id:  # claimed meanwhile, by another job
         return facts
     if facts is not None and facts["exit"] is None:
-        record = slurm_states.verdict(job, facts, _tail(os.path.join(folder, "slurm.out")))
+        record = slurm_states.verdict(job, facts, _tail(_output(home, folder, facts["queued"])))
         if facts["owner"] is None:
             task.claim_first(folder, proc.nobody())
         task.finish(folder, record)
@@ -389,6 +389,13 @@ def _refresh(folder: str) -> None:
         os.unlink(path)
     except OSError:  # a full disk does not matter here
         pass
+
+
+def _output(home: str, folder: str, queued: dict[str, Any] | None) -> str:
+    """Return the path of what a task's batch script has printed."""
+    if queued is None or queued["index"] is None:
+        return os.path.join(folder, "slurm.out")
+    return os.path.join(home, "arrays", queued["name"], "slurm-{}.out".format(queued["index"]))
 
 
 def _tail(path: str) -> str:
