@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from flow_core.calls import InvokeTask
+    from flow_core.definitions import Retries
     from flow_core.errors import (
         APIError,
         AsyncFunctionError,
@@ -61,6 +62,9 @@ if TYPE_CHECKING:
         mount_volume,
         run,
     )
+    from flow_core.function_options import Serialization
+    from flow_core.functions import RemoteFunction
+    from flow_core.futures import Future, Stream, as_completed, gather, get, results, wait
     from flow_core.models import (
         Instance,
         LogChunk,
@@ -71,7 +75,9 @@ if TYPE_CHECKING:
         Volume,
         VolumeSpec,
     )
+    from flow_core.sessions import SandboxDefaults, Session, SessionDefaults
     from flow_core.task import Task
+
 
 _HOMES = {
     "flow_core.errors": (
@@ -90,6 +96,11 @@ _HOMES = {
     "flow_core.calls": ("InvokeTask"),
     "flow_core.models": ("Instance LogChunk MountSpec Snapshot TaskConfig TaskStatus Volume VolumeSpec"),
     "flow_core.task": ("Task"),
+    "flow_core.definitions": "Retries",
+    "flow_core.function_options": "Serialization",
+    "flow_core.functions": "RemoteFunction",
+    "flow_core.futures": "Future Stream as_completed gather get results wait",
+    "flow_core.sessions": "SandboxDefaults Session SessionDefaults",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
@@ -104,6 +115,7 @@ __all__ = [
     "FlowError",
     "FlowTimeoutError",
     "FunctionSerializationError",
+    "Future",
     "Instance",
     "InsufficientQuotaError",
     "InvokeTask",
@@ -115,14 +127,21 @@ __all__ = [
     "PythonVersionMismatchError",
     "QuotaExceededError",
     "RemoteExecutionError",
+    "RemoteFunction",
     "ResourceNotAvailableError",
     "ResourceNotFoundError",
     "ResultError",
+    "Retries",
+    "SandboxDefaults",
     "SandboxExecutionError",
+    "Serialization",
     "SerializationError",
+    "Session",
     "SessionClosedError",
+    "SessionDefaults",
     "Snapshot",
     "SpecRejected",
+    "Stream",
     "Task",
     "TaskCancelledError",
     "TaskConfig",
@@ -139,16 +158,21 @@ __all__ = [
     "VolumeNotFoundError",
     "VolumeSpec",
     "WorkerDiedError",
+    "as_completed",
     "create_volume",
     "delete_volume",
     "find_instances",
+    "gather",
+    "get",
     "get_task",
     "invoke",
     "invoke_async",
     "list_tasks",
     "list_volumes",
     "mount_volume",
+    "results",
     "run",
+    "wait",
 ]
 
 

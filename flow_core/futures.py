@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flow_core.errors import CallCancelledError, TimeoutError, ValidationError
@@ -310,15 +310,24 @@ def call_back(due: Iterable[tuple[Callable[[Future], object], Future]]) -> None:
 # -- several futures
 
 
-def get(futures: Future | Iterable[Any], timeout: float | None = None) -> Any:
+def get(futures: Any, timeout: float | None = None, **of_refs: Any) -> Any:
     """Return the value of one future, or the list of the values of several, in their order.
 
-    Raises the first failure in that order; TimeoutError after `timeout` seconds in all.
+    References (`ObjectRef`, or its JSON form) may stand among them; `of_refs` are the options with which those are read,
+    such as `allow_pickle=True`. Raises the first failure in that order; TimeoutError after `timeout` seconds in all.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    if hasattr(futures, "result") and not isinstance(futures, (list, tuple)):
-        return futures.result(timeout)
-    return [one.result(_left(deadline)) for one in futures]
+    if isinstance(futures, Iterable) and not isinstance(futures, (Future, Mapping)):
+        return [_value_of(one, deadline, of_refs) for one in futures]
+    return _value_of(futures, deadline, of_refs)
+
+
+def _value_of(one: Any, deadline: float | None, of_refs: Mapping[str, Any]) -> Any:
+    if isinstance(one, Mapping):
+        from flow_core import objects
+
+        return objects.get(one, **of_refs)
+    return one.result(_left(deadline))
 
 
 results = get
