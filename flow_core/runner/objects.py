@@ -99,7 +99,6 @@ def open_file(path: str, size: int, *, tail: bool = False) -> Any:
         raise ObjectMissing(f"{path} is not there any more") from None
     except OSError as error:
         raise ObjectDamaged(f"{path} cannot be opened: {error.strerror}") from error
-    file = open(fd, "rb", 0)  # noqa: SIM115 - the caller closes it
     status = os.fstat(fd)
     wrong = ""
     if not stat.S_ISREG(status.st_mode):
@@ -107,10 +106,10 @@ def open_file(path: str, size: int, *, tail: bool = False) -> Any:
     elif status.st_size < size or (status.st_size > size and not tail):
         wrong = f"has {status.st_size:,} bytes in place of {size:,}"
     if wrong:
-        file.close()
+        os.close(fd)
         raise ObjectDamaged(f"{path} {wrong}")
-    file.seek(status.st_size - size)
-    return file
+    os.lseek(fd, status.st_size - size, os.SEEK_SET)
+    return open(fd, "rb", 0)
 
 
 def read(file: Any, size: int, sha256: str, name: str) -> bytearray:
