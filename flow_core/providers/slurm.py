@@ -41,6 +41,10 @@ _QUEUE_S = 2.0
 _NODES_S = 60.0
 
 
+#: Where a task is before it runs.
+_BEFORE = ("pending", "provisioning", "preempted")
+
+
 class SlurmProvider(Provider):
     """Runs tasks on a Slurm cluster."""
 
@@ -236,7 +240,14 @@ class SlurmProvider(Provider):
             region=seen.region or standing.get("partition", ""),
             preemptions=max(standing.get("restarts", 0), slurm_states.preemptions(None, dict(facts))),
         )
-        return seen if facts["exit"] is not None else self._standing_of(seen, standing)
+        if facts["exit"] is not None:
+            return seen
+        if (
+            started.get("incarnation", -1) >= standing.get("restarts", 0)
+            and standing.get("status") in _BEFORE
+        ):
+            standing = {}  # it has started since the queue was asked
+        return self._standing_of(seen, standing)
 
     def _standing_of(self, seen: Snapshot, standing: Mapping[str, Any]) -> Snapshot:
         """Add to a live task's snapshot what Slurm said of it last."""
@@ -244,8 +255,6 @@ class SlurmProvider(Provider):
         if self._trouble is not None:
             message = f"Slurm does not answer ({self._trouble}); this is what the task's folder says"
         status = TaskStatus(standing["status"]) if standing.get("status") else seen.status
-        if status is TaskStatus.PROVISIONING and seen.status is TaskStatus.RUNNING and not seen.preemptions:
-            status = seen.status  # it has started since the queue was asked
         waits = status in (TaskStatus.PENDING, TaskStatus.PREEMPTED)
         return replace(
             seen, status=status, message=message, reason=seen.reason or ("queued" if waits else "")

@@ -1,0 +1,29 @@
+"""What every provider promises, kept by Slurm: on this machine, without accounting and with, and through a login node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from flow_core.testing import ProviderContract
+from tests.infra.slurm import AccountedCluster, Cluster
+
+
+class TestSlurm(ProviderContract):
+    """Slurm's tools on this machine, no accounting: the queue and our own records must do."""
+
+    @pytest.fixture
+    def environment(self, slurm_cluster: Cluster, tmp_path: Path) -> Mapping[str, str]:
+        return {"FLOW_PROVIDER": "slurm", "FLOW_SLURM_HOME": str(tmp_path / "a'; echo b %j")}
+
+
+class TestSlurmWithAccounting(ProviderContract):
+    """The queue forgets ended jobs in seconds, and the accounting knows them."""
+
+    @pytest.fixture
+    def environment(
+        self, slurm_cluster_with_accounting: AccountedCluster, tmp_path: Path
+    ) -> Mapping[str, str]:
+        return {"FLOW_PROVIDER": "slurm", "FLOW_SLURM_HOME": str(tmp_path / "home")}
