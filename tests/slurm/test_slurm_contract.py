@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from flow_core.ids import random_key
 from flow_core.testing import ProviderContract
 from tests.infra.slurm import AccountedCluster, Cluster
+from tests.infra.ssh import Client, Sshd
 
 
 class TestSlurm(ProviderContract):
@@ -27,3 +29,17 @@ class TestSlurmWithAccounting(ProviderContract):
         self, slurm_cluster_with_accounting: AccountedCluster, tmp_path: Path
     ) -> Mapping[str, str]:
         return {"FLOW_PROVIDER": "slurm", "FLOW_SLURM_HOME": str(tmp_path / "home")}
+
+
+class TestSlurmThroughLogin(ProviderContract):
+    """Everything goes over one SSH connection to a login node, as another user."""
+
+    @pytest.fixture
+    def environment(self, slurm_login: Sshd, ssh_client: Client) -> Mapping[str, str]:
+        home = slurm_login.lab.home / "ada" / f"flow {random_key()}"
+        return {
+            "FLOW_PROVIDER": "slurm",
+            "FLOW_SLURM_HOST": "ada@login",
+            "FLOW_SLURM_HOME": str(home),
+            "FLOW_SSH_CONFIG": str(ssh_client.config),
+        }
