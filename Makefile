@@ -64,7 +64,7 @@ test:
 .PHONY: test-core
 test-core:
 	@$(env) core
-	$(core)/python -m pytest tests/core tests/providers tests/repo $(PYTEST_ARGS)
+	$(core)/python -m pytest tests/core tests/providers tests/repo tests/sessions $(PYTEST_ARGS)
 
 .PHONY: test-faults
 test-faults:

@@ -413,8 +413,8 @@ class Pool:
                 del self.lines[line.index]
             self.limbo[line.stream] = line
             line.foreign.clear()
-        if line.report is not None or not self.keeper.connected:
-            self.bury(line, line.report or {})
+        if line.report is not None:
+            self.bury(line, line.report)
         self.keeper.stir()
 
     def bury(self, line: Line, report: Mapping[str, Any]) -> None:

@@ -57,6 +57,7 @@ class Keeper:
         self._answers: dict[int, bytes] = {}
         self._numbers = itertools.count(1)
         self._ending = ""
+        self._refused_since = 0.0
         self.asleep = False
 
     def start(self) -> None:
@@ -276,10 +277,13 @@ class Keeper:
         pool = self.pool
         try:
             connection, welcome = self.door.open("worker", worker=index, dedicated=pool.ordered)
-        except ProviderUnavailable:
-            if self.control is None or self._ending:
-                return  # the session has just ended, which is seen next
-            raise
+        except ProviderUnavailable:  # mostly the session is about to end, which is seen next
+            now = time.monotonic()
+            self._refused_since = self._refused_since or now
+            if now - self._refused_since > _ASK_S:
+                raise
+            return
+        self._refused_since = 0.0
         line = Line(index, connection, welcome, shares_memory=self.door.sessions.shares_memory)
         with pool.lock:
             if pool.over is not None:  # it was closed while we connected

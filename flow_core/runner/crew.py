@@ -127,7 +127,6 @@ class Crew:
 
     def _be_worker(self, index: int, control: socket.socket, dedicated: bool) -> None:
         """Live as a worker. Does not return."""
-        code = 1
         try:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP):
@@ -147,7 +146,6 @@ class Crew:
             from . import worker
 
             worker.main(self.folder, control, Slot(self.page, index), ordered=dedicated)
-            code = 0
         except BaseException:  # noqa: BLE001 - whatever it is, this process ends here and says why
             import traceback
 
@@ -157,7 +155,7 @@ class Crew:
                 sys.stdout.flush()
                 sys.stderr.flush()
             finally:
-                os._exit(code)
+                os._exit(1)
 
     def _gpus(self, index: int, dedicated: bool) -> str | None:
         """A pool's workers share the task's GPUs evenly, in turn; a worker of its own sees them all."""

@@ -13,6 +13,7 @@ import mmap
 import os
 import pickle
 import struct
+import threading
 from collections import deque
 
 TYPE_CHECKING = False
@@ -57,9 +58,10 @@ class Segment:
 
 
 class Arena:
-    """The segments that one side of a stream owns: taken for one value, given back, used again."""
+    """The segments that one side of a stream owns: taken for one value, given back, used again. Thread-safe."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._free: list[Segment] = []
         self._used: dict[int, Segment] = {}
         self._number = 0
@@ -67,35 +69,38 @@ class Arena:
 
     def take(self, size: int) -> Segment:
         """Return a segment of at least `size` bytes that nobody uses."""
-        fitting = [one for one in self._free if size <= one.size <= 4 * size + LARGE_BYTES]
-        if fitting:
-            segment = min(fitting, key=lambda one: one.size)
-            self._free.remove(segment)
-        else:
-            self._number += 1
-            segment = Segment(self._number, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
-        self._used[segment.number] = segment
-        return segment
+        with self._lock:
+            fitting = [one for one in self._free if size <= one.size <= 4 * size + LARGE_BYTES]
+            if fitting:
+                segment = min(fitting, key=lambda one: one.size)
+                self._free.remove(segment)
+            else:
+                self._number += 1
+                segment = Segment(self._number, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+            self._used[segment.number] = segment
+            return segment
 
     def give_back(self, number: int) -> None:
         """The other side uses the segment no more. Segments beyond what is worth keeping are retired."""
-        segment = self._used.pop(number, None)
-        if segment is None:
-            return
-        self._free.append(segment)
-        idle = sum(one.size for one in self._free)
-        while idle > _IDLE_LIMIT_BYTES:
-            oldest = self._free.pop(0)
-            idle -= oldest.size
-            self.retired.append(oldest.number)
-            oldest.close()
+        with self._lock:
+            segment = self._used.pop(number, None)
+            if segment is None:
+                return
+            self._free.append(segment)
+            idle = sum(one.size for one in self._free)
+            while idle > _IDLE_LIMIT_BYTES:
+                oldest = self._free.pop(0)
+                idle -= oldest.size
+                self.retired.append(oldest.number)
+                oldest.close()
 
     def close(self) -> None:
         """Give up all segments."""
-        for segment in [*self._free, *self._used.values()]:
-            segment.close()
-        self._free.clear()
-        self._used.clear()
+        with self._lock:
+            for segment in [*self._free, *self._used.values()]:
+                segment.close()
+            self._free.clear()
+            self._used.clear()
 
 
 class Mapped:

@@ -16,12 +16,13 @@ import signal
 import socket
 import struct
 import sys
-import threading
 import time
 from collections import deque
 
 from . import load, parcels, pickles, wire
+from .ahead import Ahead, Chunk
 from .execute import WIRE_VERSION, header_of, not_serializable, prepare_process
+from .streams import Definition, Gone, Stream
 from .strict_json import NotSerializable, to_json
 
 TYPE_CHECKING = False
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
     from .crew import Slot
 
-_READ_BYTES = 256 * 1024
-_STUCK_S = 0.002
 _LONG_US = 2000
 _RANGE = struct.Struct("<QQ")
 _TAIL_BYTES = 4000
@@ -43,141 +42,34 @@ class Interrupted(KeyboardInterrupt):
     """The call was cancelled, or its time is over."""
 
 
-class Gone(Exception):
-    """The client's connection has ended."""
+class Call:
+    """One call, from the frame that asks for it to the frames that answer."""
 
+    __slots__ = ("body", "codec", "definition", "key", "log", "micros", "number", "options", "stream")
 
-class Definition:
-    """A function as a client has sent it: loaded when it is first called, so that its errors are the call's."""
+    def __init__(self, stream: Stream, frame: wire.Frame) -> None:
+        kind, self.codec, more, self.number, self.body = frame
+        self.stream = stream
+        self.key = (stream.number, self.number)
+        self.definition = stream.definitions[more]
+        self.options: dict[str, Any] = {}
+        if kind == wire.CALL_WITH:
+            head, _, self.body = self.body.partition(b"\n")
+            self.options = json.loads(head)
+            if self.options["kept"]:
+                stream.kept.add(self.number)
+        self.micros = 0
+        self.log = b""
 
-    def __init__(self, head: dict[str, Any], payload: bytes) -> None:
-        self.kind: str = head["kind"]
-        self.name: str = head["name"]
-        self.codec = parcels.JSON if head["codec"] == "json" else parcels.PICKLE
-        self.streams: bool = head.get("generator", False)
-        self.of: int = head.get("of", 0)
-        self._sources = head.get("sources") or {}
-        self._payload = payload
-        self.function: Callable[..., Any] | None = None
+    @property
+    def timeout_s(self) -> float | None:
+        """How long it may run."""
+        return self.options.get("timeout_s")
 
-    def resolve(self, stream: Stream) -> Callable[..., Any]:
-        """Return what is to be called. Raises what loading it raises."""
-        if self.kind == "method":
-            target = stream.object_of(self.of)
-            function: Callable[..., Any] = getattr(target, self.name) if self.name else target
-        elif self.kind == "touch":
-            stream.object_of(self.of)
-            function = _nothing
-        else:
-            function = pickles.loads_captured(self._payload, self._sources)
-        self.function = function
-        return function
-
-
-def _nothing() -> None:
-    """Be called in place of a method, when an object is only to be made."""
-
-
-class Stream:
-    """One client's connection."""
-
-    def __init__(self, number: int, client: str, connection: socket.socket) -> None:
-        self.number = number
-        self.client = client
-        self.connection = connection
-        self.frames = wire.Frames()
-        self.definitions: dict[int, Definition] = {}
-        self.made: dict[int, Any] = {}
-        self.unmade: dict[int, BaseException] = {}
-        self.kept: set[int] = set()
-        self.credit: dict[int, int] = {}
-        self.descriptors: deque[int] = deque()
-        self.mapped: dict[int, parcels.Mapped] = {}
-        self.returned: deque[int] = deque()
-        self.shares = connection.family == socket.AF_UNIX
-        self.arena = parcels.Arena() if self.shares else None
-        self.lock = threading.Lock()
-
-    def object_of(self, number: int) -> Any:
-        """Return the object of a service, made now if every worker makes its own. Raises what making it raised."""
-        if number in self.unmade:
-            raise self.unmade[number]
-        if number not in self.made:
-            maker = self.definitions[number]
-            if maker.kind != "each":
-                raise RuntimeError("the service has no object: the call that should make it was not made")
-            self.made[number] = maker.resolve(self)()
-        return self.made[number]
-
-    def receive(self) -> list[wire.Frame]:
-        """Return the frames that have come. Raises Gone at the connection's end."""
-        try:
-            if self.shares:
-                data, rights, _, _ = self.connection.recvmsg(_READ_BYTES, 1024)
-                for level, kind, packed in rights:
-                    if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                        count = len(packed) // 4
-                        self.descriptors.extend(struct.unpack(f"{count}i", packed[: count * 4]))
-            else:
-                data = self.connection.recv(_READ_BYTES)
-        except OSError:
-            data = b""
-        if not data:
-            raise Gone
-        return self.frames.cut(data)
-
-    def send(self, data: bytes) -> None:
-        """Send frames; a client that is gone is noticed when its connection is read."""
-        try:
-            with self.lock:
-                self.connection.sendall(data)
-        except OSError:
-            pass
-
-    def send_parcel(self, kind: int, number: int, codec: int, body: bytes, more: int, before: bytes) -> None:
-        """Send a value's frame after `before`, and what has been let go of meanwhile."""
-        if self.returned:
-            before += self.releases()
-        self.send(before + wire.frame(kind, number, body, codec, more))
-
-    def releases(self) -> bytes:
-        """Return the frames that give back the segments which nobody here looks at any more."""
-        frames = b""
-        while self.returned:
-            number = self.returned.popleft()
-            if number >> 63:
-                self.mapped.pop(number, None)
-            frames += wire.frame(wire.RELEASE, number)
-        return frames
-
-    def hand_over(self, segment: parcels.Segment) -> None:
-        """Let the client map a segment."""
-        segment.told = True
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", segment.fd))
-        data = wire.frame(wire.SEGMENT, segment.number)
-        try:
-            with self.lock:
-                sent = self.connection.sendmsg([data], [rights])
-                self.connection.sendall(data[sent:])
-        except OSError:
-            pass
-
-    def parcel(self, codec: int, body: bytes) -> parcels.Parcel:
-        """Return a value that has arrived, holding the segments that it lies in."""
-        if not codec & parcels.PARTS:
-            return parcels.Parcel(codec, body)
-        loans = {
-            number: parcels.Loan(self.mapped[number], self.returned) for number in parcels.segments_of(body)
-        }
-        return parcels.Parcel(codec, body, loans)
-
-    def close(self) -> None:
-        """Forget the client."""
-        self.connection.close()
-        while self.descriptors:
-            os.close(self.descriptors.popleft())
-        if self.arena is not None:
-            self.arena.close()
+    @property
+    def many(self) -> str:
+        """Whether it stands for many: each item is one argument ("one"), or lists them ("star")."""
+        return self.options.get("many") or ""
 
 
 class Worker:
@@ -192,28 +84,25 @@ class Worker:
         self.streams: dict[int, Stream] = {}
         self.poll = select.poll()
         self.poll.register(control, select.POLLIN)
-        self.ahead: deque[tuple[Stream, wire.Frame]] = deque()
         self.current: tuple[int, int] | None = None
         self.unwanted: dict[tuple[int, int], str] = {}
-        self.stuck = threading.Event()
         self.logged = os.fstat(1).st_size
-        self.hurried = False
-        self.many: tuple[Stream, int, deque[Any], list[Any]] | None = None
+        self.ahead = Ahead(self.streams, self._note, lambda: slot.begun)
 
     # -- reading
 
     def run(self) -> None:
         """Serve until the process is killed."""
-        threading.Thread(target=self._give_back, name="flow-give-back", daemon=True).start()
+        if not self.ordered:  # or nobody else could run what is given back
+            self.ahead.start()
+        calls, watch = self.ahead.calls, self.ahead.watch
         while True:
-            while self.ahead:
-                if not self.hurried and self.ahead and not self.ordered:
-                    self.hurried = True
-                    self.stuck.set()
+            while calls:
                 try:
-                    stream, frame = self.ahead.popleft()
-                except IndexError:  # the other thread was faster
+                    stream, frame = calls.popleft()
+                except IndexError:  # it was given back just now
                     break
+                watch()
                 self._call(stream, frame)
             self._read()
 
@@ -224,21 +113,13 @@ class Worker:
             return
         for fd, _ in ready:
             stream = self.streams.get(fd)
-            if stream is not None:
-                self._take(stream)
-            else:
+            if stream is None:
                 self._hear()
-
-    def _take(self, stream: Stream) -> None:
-        try:
-            for frame in stream.receive():
-                kind = frame[0]
-                if kind == wire.CALL or kind == wire.CALL_WITH:
-                    self.ahead.append((stream, frame))
-                else:
-                    self._note(stream, frame)
-        except (Gone, wire.ProtocolError):
-            self._leave(stream)
+                continue
+            try:
+                self.ahead.take_in(stream)
+            except (Gone, wire.ProtocolError):
+                self._leave(stream)
 
     def _note(self, stream: Stream, frame: wire.Frame) -> None:
         """Obey what needs no turn."""
@@ -249,7 +130,7 @@ class Worker:
             stream.credit[number] = stream.credit.get(number, 0) + more
         elif kind == wire.DEFINE:
             head, _, payload = body.partition(b"\n")
-            stream.definitions[number] = Definition(json.loads(head), payload)
+            stream.definitions[number] = Definition(number, json.loads(head), payload)
         elif kind == wire.FORGET:
             stream.definitions.pop(number, None)
             stream.made.pop(number, None)
@@ -287,9 +168,7 @@ class Worker:
         self.poll.unregister(fd)
         del self.streams[fd]
         stream.close()
-        kept = [(whose, frame) for whose, frame in self.ahead if whose is not stream]
-        self.ahead.clear()
-        self.ahead.extend(kept)
+        self.ahead.drop(stream)
         self._tell({"left": stream.number})
 
     def _tell(self, message: dict[str, Any]) -> None:
@@ -297,49 +176,6 @@ class Worker:
             self.control.send(json.dumps(message).encode())
         except OSError:
             pass
-
-    def _give_back(self) -> None:
-        """Return the calls that were read ahead when the one before them does not end (in a thread of its own)."""
-        while True:
-            self.stuck.wait()
-            begun = self.slot.begun
-            time.sleep(_STUCK_S)
-            many = self.many
-            if many is not None:
-                self._cut(many)
-            if not self.ahead and many is None:
-                self.hurried = False
-                self.stuck.clear()
-            elif self.slot.begun == begun and self.current is not None:
-                self._return_ahead()
-
-    def _cut(self, many: tuple[Stream, int, deque[Any], list[Any]]) -> None:
-        """Return the items of a chunk that lie behind one that does not end."""
-        stream, number, items, values = many
-        done = len(values)
-        time.sleep(_STUCK_S)
-        if len(values) != done or self.many is not many:
-            return
-        taken = 0
-        try:
-            while True:
-                items.pop()
-                taken += 1
-        except IndexError:
-            pass
-        if taken:
-            stream.send(wire.frame(wire.RETURNED, number, more=len(values) + 1))
-
-    def _return_ahead(self) -> None:
-        back: dict[Stream, list[bytes]] = {}
-        while True:
-            try:
-                stream, frame = self.ahead.pop()
-            except IndexError:
-                break
-            back.setdefault(stream, []).insert(0, wire.frame(wire.RETURNED, frame[3]))
-        for stream, frames in back.items():
-            stream.send(b"".join(frames))
 
     # -- one call
 
@@ -350,62 +186,54 @@ class Worker:
             raise Interrupted
 
     def _call(self, stream: Stream, frame: wire.Frame) -> None:
-        kind, codec, more, number, body = frame
-        key = (stream.number, number)
-        options: dict[str, Any] = {}
-        if kind == wire.CALL_WITH:
-            head, _, body = body.partition(b"\n")
-            options = json.loads(head)
-            if options.get("kept") or number in stream.kept:
-                stream.kept.add(number)
-        self.slot.begin(*key)
-        timeout = options.get("timeout_s")
-        if timeout is not None:
-            self._tell({"deadline": [*key, timeout]})
-        definition = stream.definitions[more]
+        call = Call(stream, frame)
+        self.slot.begin(*call.key)
+        if call.timeout_s is not None:
+            self._tell({"deadline": [*call.key, call.timeout_s]})
+        value, failed = None, None
         began = time.perf_counter()
-        failed: BaseException | None = None
-        value = None
+        self.ahead.running = True
         try:
-            try:
-                function = definition.function or definition.resolve(stream)
-                args, kwargs = self._arguments(stream, codec, body, options)
-                self.current = key
-                if key in self.unwanted:
-                    raise Interrupted
-                if options.get("many"):
-                    value = self._many(stream, number, function, args, star=options["many"] == "star")
-                elif definition.kind == "make":
-                    self._make(stream, more, function, args, kwargs)
-                else:
-                    value = function(*args, **kwargs)
-                    if definition.streams:
-                        value = self._stream_out(stream, number, definition, value)
-                    elif hasattr(type(value), "__await__"):
-                        value = load.awaited(value)
-                self.current = None
-            finally:
-                self.current = None
-                args = kwargs = ()
+            value = self._value_of(call)
         except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt end a call as well
             failed = error
-            if definition.kind == "make":
-                stream.unmade[more] = error
+        self.ahead.running = False
+        self.current = None
         if os.getpid() != self.pid:
             os._exit(0)  # the function has forked, and this is the child coming back
-        micros = min(int((time.perf_counter() - began) * 1e6), 0xFFFFFFFF)
-        log = self._log_frame(number)
-        if micros > _LONG_US:  # time enough for the client to have asked that the outcome be kept
+        call.micros = min(int((time.perf_counter() - began) * 1e6), 0xFFFFFFFF)
+        call.log = self._log_frame(call.number)
+        if call.micros > _LONG_US:  # time enough for the client to have asked that the outcome be kept
             self._read(0)
         if failed is None:
-            failed = self._answer(stream, number, definition.codec, value, micros, log)
+            failed = self._answer(call, value)
         if failed is not None:
-            self._answer_error(stream, number, failed, self.unwanted.pop(key, ""), micros, log)
-            failed = None
+            self._answer_error(call, failed)
         self.slot.end()
 
-    def _arguments(self, stream: Stream, codec: int, body: bytes, options: dict[str, Any]) -> Any:
-        if options.get("many"):
+    def _value_of(self, call: Call) -> Any:
+        self.current = call.key
+        try:
+            if self.unwanted and call.key in self.unwanted:
+                raise Interrupted
+            definition, stream = call.definition, call.stream
+            function = definition.function or definition.resolve(stream)
+            args, kwargs = self._arguments(call)
+            if call.many:
+                return self._many(Chunk(stream, call.number, args), function, star=call.many == "star")
+            if definition.kind == "make":
+                return self._make(call, function, args, kwargs)
+            value = function(*args, **kwargs)
+            if definition.streams:
+                return self._stream_out(call, value)
+            return load.awaited(value) if hasattr(type(value), "__await__") else value
+        finally:
+            self.current = None
+
+    @staticmethod
+    def _arguments(call: Call) -> Any:
+        stream, codec, body, options = call.stream, call.codec, call.body, call.options
+        if call.many:
             return deque(parcels.loads(stream.parcel(codec, body))), None
         if "sizes" not in options:
             if codec == parcels.PICKLE:
@@ -418,26 +246,20 @@ class Worker:
         main = stream.parcel(codec, body[: options["sizes"][0]])
         if codec & ~parcels.PARTS == parcels.PICKLE:
             return parcels.loads(main, lambda head, buffers: _Unpickler(head, buffers, inputs).load())
-        call = parcels.loads(main)
+        arguments = parcels.loads(main)
         for path, value in zip(options["paths"], inputs):
-            target = call
+            target = arguments
             for step in path[:-1]:
                 target = target[step]
             target[path[-1]] = value
-        return call
+        return arguments
 
-    def _many(
-        self, stream: Stream, number: int, function: Callable[..., Any], items: deque[Any], *, star: bool
-    ) -> list[Any]:
-        """Call the function for each item; return [values, errors by index as records].
-
-        While one of them takes long the other thread may take items from the end, and give them back.
-        """
-        values: list[Any] = []
+    def _many(self, chunk: Chunk, function: Callable[..., Any], *, star: bool) -> list[Any]:
+        """Call the function for each item that is not given back; return [values, errors by index as records]."""
+        values, items = chunk.done, chunk.items
         errors: dict[str, Any] = {}
         append, next_item = values.append, items.popleft
-        self.many = (stream, number, items, values)
-        self.stuck.set()
+        self.ahead.chunk = chunk
         try:
             while items:
                 try:
@@ -456,7 +278,7 @@ class Worker:
                     errors[str(len(values))] = self._record(error)
                     append(None)
         finally:
-            self.many = None
+            self.ahead.chunk = None
         return [values, errors]
 
     def _record(self, error: BaseException) -> dict[str, Any]:
@@ -465,23 +287,29 @@ class Worker:
         return error_record.record_of(error, self.folder)
 
     @staticmethod
-    def _make(stream: Stream, number: int, target: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
+    def _make(call: Call, target: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
         """Make the object of a service, which stays here."""
-        stream.made[number] = target(*args, **kwargs) if isinstance(target, type) else target
+        number = call.definition.number
+        try:
+            call.stream.made[number] = target(*args, **kwargs) if isinstance(target, type) else target
+        except BaseException as error:
+            call.stream.unmade[number] = error
+            raise
 
-    def _stream_out(self, stream: Stream, number: int, definition: Definition, made: Any) -> None:
+    def _stream_out(self, call: Call, made: Any) -> None:
         """Send what a generator yields, as fast as the client takes it."""
-        items = load.iterated(made)
-        self._return_ahead()
-        for value in items:
-            codec, body = self._encoded(stream, definition.codec, value, "the value that was yielded")
-            stream.send_parcel(wire.ITEM, number, codec, body, 0, b"")
+        stream, number, codec = call.stream, call.number, call.definition.codec
+        self.ahead.give_back()
+        for value in load.iterated(made):
+            stream.answer(
+                wire.ITEM, number, *self._encoded(stream, codec, value, "the value that was yielded")
+            )
             stream.credit[number] = stream.credit.get(number, 0) - 1
             while stream.credit[number] <= 0:
                 self._read()
                 if stream.connection.fileno() < 0:
                     raise Interrupted
-                self._return_ahead()
+                self.ahead.give_back()
         stream.credit.pop(number, None)
 
     # -- answering
@@ -507,10 +335,9 @@ class Worker:
                 stream.hand_over(segment)
         return packed, body
 
-    def _answer(
-        self, stream: Stream, number: int, codec: int, value: Any, micros: int, log: bytes
-    ) -> BaseException | None:
+    def _answer(self, call: Call, value: Any) -> BaseException | None:
         """Send a value; return the error when it cannot travel."""
+        stream, number, codec = call.stream, call.number, call.definition.codec
         try:
             if stream.kept and number in stream.kept:
                 self._keep(stream, number, codec, value)
@@ -519,23 +346,22 @@ class Worker:
             return not_serializable(error)
         except BaseException as error:  # noqa: BLE001 - memory, a full disk, an interrupt that came late
             return error
-        stream.send_parcel(wire.RESULT, number, codec, body, micros, log)
+        stream.answer(wire.RESULT, number, codec, body, more=call.micros, before=call.log)
         return None
 
-    def _answer_error(
-        self, stream: Stream, number: int, error: BaseException, why: str, micros: int, log: bytes
-    ) -> None:
+    def _answer_error(self, call: Call, error: BaseException) -> None:
+        stream, number = call.stream, call.number
         message: dict[str, Any] = {"record": self._record(error)}
         if isinstance(error, Interrupted):
-            message["why"] = why or "cancelled"
-        if log:
-            message["tail"] = self._tail(*_RANGE.unpack(log[-_RANGE.size :]))
-        body = json.dumps(message).encode()
+            message["why"] = self.unwanted.pop(call.key, "cancelled")
+        if call.log:
+            message["tail"] = self._tail(*_RANGE.unpack(call.log[-_RANGE.size :]))
         if number in stream.kept:
             stream.kept.discard(number)
             header = {"v": WIRE_VERSION, "ok": False, "error": message["record"], "why": message.get("why")}
             self._store(stream, number, json.dumps(header).encode() + b"\n")
-        stream.send_parcel(wire.ERROR, number, parcels.JSON, body, micros, log)
+        body = json.dumps(message).encode()
+        stream.answer(wire.ERROR, number, parcels.JSON, body, more=call.micros, before=call.log)
 
     def _log_frame(self, number: int) -> bytes:
         """Say where the call's output lies in this worker's log; nothing where there is none."""

@@ -1,0 +1,150 @@
+"""The calls that a worker has read and not begun, and the thread that gives them back when the one before does not end.
+
+While the worker's own thread is in the middle of a call that takes long, this one reads the connections in its place,
+so that nothing lies behind that call: not in our memory, and not in the sockets. Standard library only, Python 3.8+.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+
+from . import wire
+from .streams import Gone
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .streams import Stream
+
+_STUCK_S = 0.002
+_SLOWEST_S = 0.02
+_IDLE_TICKS = 100
+
+
+class Chunk:
+    """The items of a call that stands for many: taken from the front to be run, from the back to be given back."""
+
+    def __init__(self, stream: Stream, number: int, items: deque[Any]) -> None:
+        self.stream = stream
+        self.number = number
+        self.items = items
+        self.size = len(items)
+        self.done: list[Any] = []
+
+    def cut(self) -> None:
+        """Give back what has not been begun."""
+        taken = 0
+        while self.items:
+            try:
+                self.items.pop()
+            except IndexError:  # the other thread has begun it
+                break
+            taken += 1
+        if taken:
+            self.size -= taken
+            self.stream.send(wire.frame(wire.RETURNED, self.number, more=self.size))
+
+
+class Ahead:
+    """What is to be run next. `begun` tells how many calls were begun, `running` whether one of them runs."""
+
+    def __init__(
+        self, streams: dict[int, Stream], note: Callable[[Stream, wire.Frame], None], begun: Callable[[], int]
+    ) -> None:
+        self.calls: deque[tuple[Stream, wire.Frame]] = deque()
+        self.chunk: Chunk | None = None
+        self.running = False
+        self._streams = streams
+        self._note = note
+        self._begun = begun
+        self._reading = threading.Lock()
+        self._watched = False
+        self._wake = threading.Event()
+
+    def start(self) -> None:
+        """Begin to watch over calls that take long."""
+        threading.Thread(target=self._watch, name="flow-ahead", daemon=True).start()
+
+    def watch(self) -> None:
+        """A call begins: have an eye on it."""
+        if not self._watched:
+            self._watched = True
+            self._wake.set()
+
+    def take_in(self, stream: Stream) -> None:
+        """Read what has come over a connection. Raises Gone, ProtocolError."""
+        with self._reading:
+            for frame in stream.receive():
+                kind = frame[0]
+                if kind in (wire.CALL, wire.CALL_WITH):
+                    self.calls.append((stream, frame))
+                else:
+                    self._note(stream, frame)
+
+    def drop(self, stream: Stream) -> None:
+        """Forget the calls of a client that is gone."""
+        for call in [one for one in list(self.calls) if one[0] is stream]:
+            self.calls.remove(call)
+
+    def give_back(self) -> None:
+        """Return all calls that have not been begun to their clients."""
+        back: dict[Stream, list[bytes]] = {}
+        while self.calls:
+            try:
+                stream, frame = self.calls.pop()
+            except IndexError:  # the other thread has begun it
+                break
+            back.setdefault(stream, []).insert(0, wire.frame(wire.RETURNED, frame[3]))
+        for stream, frames in back.items():
+            stream.send(b"".join(frames))
+
+    def _watch(self) -> None:
+        idle, pause = 0, _STUCK_S
+        seen: tuple[int, int] | None = None
+        while True:
+            self._wake.wait()
+            time.sleep(pause)
+            chunk = self.chunk
+            now = (self._begun(), len(chunk.done) if chunk is not None else 0)
+            if not self.running:
+                idle += 1
+            elif now == seen:
+                idle = 0
+                pause = min(_SLOWEST_S, pause * 1.2)
+                self._relieve(chunk)
+            else:
+                idle, pause = 0, _STUCK_S
+            seen = now
+            if idle > _IDLE_TICKS:
+                idle = 0
+                self._wake.clear()
+                self._watched = False
+                if self.running or self.calls:  # a call began at this very moment
+                    self.watch()
+
+    def _relieve(self, chunk: Chunk | None) -> None:
+        """Take over from the thread that is in the middle of a call."""
+        if chunk is not None:
+            chunk.cut()
+        if self._reading.acquire(blocking=False):
+            try:
+                for stream in list(self._streams.values()):
+                    self._read(stream)
+            finally:
+                self._reading.release()
+        self.give_back()
+
+    def _read(self, stream: Stream) -> None:
+        try:
+            frames = stream.receive()
+        except (Gone, wire.ProtocolError):  # the worker's own thread sees it next, and forgets the client
+            return
+        for frame in frames:
+            if frame[0] in (wire.CALL, wire.CALL_WITH):
+                self.calls.append((stream, frame))
+            else:
+                self._note(stream, frame)
