@@ -44,7 +44,6 @@ class Lab:
     """One lab; `folder` is visible inside and outside under the same path."""
 
     def __init__(self) -> None:
-        self._launched: list[subprocess.Popen[bytes]] = []
         self.folder, lock = _new_folder()
         self.home = self.folder / "home"
         names = (
@@ -95,8 +94,6 @@ class Lab:
             self._process.kill()
             self._process.wait()
             shutil.rmtree(self.folder, ignore_errors=True)
-        for one in self._launched:
-            one.wait(timeout=20)
         for pipe in (self._process.stdout, self._process.stderr):
             if pipe is not None:
                 pipe.close()
@@ -126,16 +123,13 @@ class Lab:
     def start(
         self, *argv: str, log: Path, env: Mapping[str, str] | None = None, net: int | None = None
     ) -> int:
-        """Start a program inside and return its pid as seen from here."""
-        return child_of(self.launch(self.command(*argv, net=net), log=log, env=env).pid, log=log)
+        """Start a program inside, which outlives this call, and return its pid as seen from here.
 
-    def launch(
-        self, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None
-    ) -> subprocess.Popen[bytes]:
-        """Start a command that outlives this call; what it prints goes to `log`."""
+        What it prints goes to `log`. It is a child of the lab's first process.
+        """
         with log.open("ab") as file:
-            process = subprocess.Popen(
-                argv,
+            launcher = subprocess.Popen(
+                self.command(*argv, net=net),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
@@ -143,8 +137,11 @@ class Lab:
                 env={"PATH": SYSTEM_PATH, "LANG": "C.UTF-8", **(env or {})},
                 start_new_session=True,
             )
-        self._launched.append(process)
-        return process
+        try:
+            return child_of(launcher.pid, log=log)
+        finally:
+            launcher.kill()  # nsenter would wait for its child, and stop whenever that is stopped
+            launcher.wait()
 
     @contextmanager
     def entered(self) -> Iterator[None]:

@@ -174,9 +174,8 @@ class Machine:
         script = self.folder / "boot.sh"
         script.write_text(self._boot_script())
         isolate = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
-        command = self._lab.command(*isolate, "sh", str(script), net=self._net.pid)
         log = self.folder / "console.log"
-        launcher = labs.child_of(self._lab.launch(command, log=log).pid, log=log)
+        launcher = self._lab.start(*isolate, "sh", str(script), log=log, net=self._net.pid)
         self.init = labs.child_of(launcher, log=log)
         _wait_for_banner(self._lab, "127.0.0.1", 22, net=self._net.pid)
 
