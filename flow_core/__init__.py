@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         Volume,
         VolumeSpec,
     )
+    from flow_core.services import ObjectFuture, Runner, RunnerService, SessionContext
     from flow_core.sessions import SandboxDefaults, Session, SessionDefaults
     from flow_core.task import Task
 
@@ -100,6 +101,7 @@ _HOMES = {
     "flow_core.function_options": "Serialization",
     "flow_core.functions": "RemoteFunction",
     "flow_core.futures": "Future Stream as_completed gather get results wait",
+    "flow_core.services": "ObjectFuture Runner RunnerService SessionContext",
     "flow_core.sessions": "SandboxDefaults Session SessionDefaults",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
@@ -122,6 +124,7 @@ __all__ = [
     "LogChunk",
     "MountSpec",
     "NetworkError",
+    "ObjectFuture",
     "ProviderError",
     "ProviderUnavailable",
     "PythonVersionMismatchError",
@@ -132,12 +135,15 @@ __all__ = [
     "ResourceNotFoundError",
     "ResultError",
     "Retries",
+    "Runner",
+    "RunnerService",
     "SandboxDefaults",
     "SandboxExecutionError",
     "Serialization",
     "SerializationError",
     "Session",
     "SessionClosedError",
+    "SessionContext",
     "SessionDefaults",
     "Snapshot",
     "SpecRejected",
