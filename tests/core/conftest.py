@@ -91,9 +91,18 @@ class Machine:
         return self.run("train.py", function, args, kwargs, **options)
 
     def run(
-        self, module: str, function: str = "f", args: Any = (), kwargs: Any = None, **options: Any
+        self,
+        module: str,
+        function: str = "f",
+        args: Any = (),
+        kwargs: Any = None,
+        *,
+        codec: Any = "json",
+        more: Any = None,
+        **options: Any,
     ) -> Outcome:
-        (self.task / "call.json").write_bytes(payload.encode_call(module, function, args, kwargs))
+        envelope = payload.encode_call(module, function, args, kwargs, codec=codec)
+        (self.task / "call.json").write_bytes(payload.with_fields(envelope, more or {}))
         return self.start(**options)
 
     def start(self, *flags: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> Outcome:
@@ -127,10 +136,24 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path, sys.executable)
 
 
+def without_our_modules(folder: Path) -> dict[str, str]:
+    """Return the variables with which a Python cannot import what the tests' own environment has of this project."""
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('flow_core', 'tests', 'integrations', 'example_dags'):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+    )
+    return {"PYTHONPATH": str(folder)}
+
+
 @pytest.fixture(scope="module")
 def shared_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     """Two warm workers in a home of their own, for all tests of a module."""
     home = tmp_path_factory.mktemp("a home")
-    with Session(flow=Flow("local", local={"home": home, "gpus": 2}), workers=2) as session:
+    env = without_our_modules(tmp_path_factory.mktemp("site"))
+    with Session(flow=Flow("local", local={"home": home, "gpus": 2}), workers=2, env=env) as session:
         yield session
     assert all(task.is_terminal for task in session.flow.list_tasks())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flow_core import capture
+from tests.core.conftest import without_our_modules
 from tests.core.functions_to_capture import CASES
 
 if TYPE_CHECKING:
@@ -23,11 +24,13 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_each_kind_runs_in_a_process_that_cannot_import_it(machine: Machine, name: str) -> None:
+def test_each_kind_runs_in_a_process_that_cannot_import_it(
+    machine: Machine, name: str, tmp_path: Path
+) -> None:
     function, args, expected = CASES[name]
     for file, data in capture.capture(function, args).items():
         (machine.task / file).write_bytes(data)
-    assert machine.start().value == expected
+    assert machine.start(env=without_our_modules(tmp_path)).value == expected
 
 
 @pytest.fixture
