@@ -32,6 +32,8 @@ FOR_EVER = "for-ever"
 
 _NAME = re.compile(r"(for-ever|for-[0-9]{1,12}s)/[0-9a-f]{2}/[0-9a-f]{64}\.(json|pickle|bytes)")
 _DRAFT = re.compile(r"(for-ever|for-[0-9]{1,12}s)/[0-9a-f]{2}/\.new-[a-z0-9_]+")
+# To make the folders there would be to make the bucket.
+_WITHOUT_FOLDERS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss"})
 _DRAFT_S = 86400.0  # a put that still writes is younger
 
 
@@ -199,9 +201,13 @@ class FsspecStorage(ObjectStorage):
     def put(self, name: str, pieces: Iterable[Any]) -> None:
         with tempfile.NamedTemporaryFile(prefix="flow-") as draft:
             write_file(draft.name, pieces)
-            with self._asked(name):  # an object store shows an upload when it is complete
-                self.system.makedirs(f"{self.base}/{name}".rpartition("/")[0], exist_ok=True)
-                self.system.put_file(draft.name, f"{self.base}/{name}")
+            try:
+                with self._asked(name):  # an object store shows an upload when it is complete
+                    if self.root.partition("://")[0] not in _WITHOUT_FOLDERS:
+                        self.system.makedirs(f"{self.base}/{name}".rpartition("/")[0], exist_ok=True)
+                    self.system.put_file(draft.name, f"{self.base}/{name}")
+            except ObjectNotFoundError as error:
+                raise ConfigError(f"the storage {self.root} does not exist") from error
 
     @contextlib.contextmanager
     def open(self, name: str, size: int) -> Iterator[Any]:
