@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .crew import Slot
 
 _LONG_US = 2000
+_CREDIT_MS = 10  # the other thread may just have read what we wait for
 _RANGE = struct.Struct("<QQ")
 _TAIL_BYTES = 4000
 _NOTHING = b"null"
@@ -305,11 +306,13 @@ class Worker:
                 wire.ITEM, number, *self._encoded(stream, codec, value, "the value that was yielded")
             )
             stream.credit[number] = stream.credit.get(number, 0) - 1
+            self.ahead.running = False  # while it waits, this thread reads itself
             while stream.credit[number] <= 0:
-                self._read()
+                self._read(_CREDIT_MS)
                 if stream.connection.fileno() < 0:
                     raise Interrupted
                 self.ahead.give_back()
+            self.ahead.running = True
         stream.credit.pop(number, None)
 
     # -- answering
