@@ -6,7 +6,13 @@ import signal as signals
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from flow_core.errors import CallTimeoutError, FlowError, TaskOutOfMemoryError, WorkerDiedError
+from flow_core.errors import (
+    CallTimeoutError,
+    FlowError,
+    TaskExecutionError,
+    TaskOutOfMemoryError,
+    WorkerDiedError,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -37,6 +43,21 @@ def death(what: str, report: Mapping[str, Any], task_id: str) -> FlowError:
     advice = "Other calls are not affected. Ask for retries= if the call may be made again."
     fields["suggestions"] = [advice]
     return WorkerDiedError(f"{what}: {how}", **fields)
+
+
+def death_with_session(error: TaskExecutionError) -> TaskExecutionError:
+    """Return what the end of a session's task is for its calls: their worker's death, unless more is known."""
+    if type(error) is not TaskExecutionError:
+        return error
+    return WorkerDiedError(
+        f"the session is gone: {error.message}",
+        suggestions=error.suggestions,
+        task_id=error.task_id,
+        exit_code=error.exit_code,
+        signal=error.signal,
+        reason=error.reason,
+        log_tail=error.log_tail,
+    )
 
 
 def timed_out(name: str, limit_s: float | None, **fields: Unpack[TaskErrorFields]) -> CallTimeoutError:

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from flow_core import encoding, payload
+from flow_core.deaths import death_with_session
 from flow_core.errors import (
     CallTimeoutError,
     FlowError,
@@ -238,7 +239,7 @@ class Keeper:
             told = payload.decode_error(engine.collect(task_id, "result"), task_id=task_id)
             if told is not None:
                 return told
-        return engine.failure(seen)
+        return death_with_session(engine.failure(seen))
 
     def _mend(self, now: float) -> None:
         """Connect to workers that are wanted, make due attempts, notice the session's end."""

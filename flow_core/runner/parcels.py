@@ -33,6 +33,15 @@ _ALIGN = 64
 _IDLE_LIMIT_BYTES = 512 * 1024 * 1024
 
 
+def _closing(owner: Any, fd: int) -> Callable[[], Any]:
+    """Have a descriptor closed when its owner is gone; return what closes it before."""
+    import weakref
+
+    closing = weakref.finalize(owner, os.close, fd)
+    closing.atexit = False
+    return closing
+
+
 class Segment:
     """A piece of memory that its owner writes once per use and the other side reads."""
 
@@ -41,16 +50,13 @@ class Segment:
         self.size = size
         self.told = False  # whether the other side has it
         self.fd = os.memfd_create(f"flow-{number}", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(self.fd, size)
-            self.memory = mmap.mmap(self.fd, size)
-        except BaseException:
-            os.close(self.fd)
-            raise
+        self._forgotten = _closing(self, self.fd)
+        os.ftruncate(self.fd, size)
+        self.memory = mmap.mmap(self.fd, size)
 
     def close(self) -> None:
         """Give the memory up; the other side keeps it for as long as it has views on it."""
-        os.close(self.fd)
+        self._forgotten()
         try:
             self.memory.close()
         except BufferError:  # somebody here still looks at it; the memory goes with the last view
@@ -107,11 +113,9 @@ class Mapped:
     """A segment of the other side's, mapped here. Its descriptor is kept for handing the segment on."""
 
     def __init__(self, number: int, fd: int) -> None:
-        import weakref
-
         self.number = number
         self.fd = fd
-        weakref.finalize(self, os.close, fd).atexit = False
+        _closing(self, fd)
         self.memory = mmap.mmap(fd, os.fstat(fd).st_size)
 
 

@@ -1,0 +1,80 @@
+"""What the soak has found, each reduced to the one moment that matters."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flow_core.errors import SessionClosedError, WorkerDiedError
+from flow_core.futures import Stream
+from tests.sessions.conftest import Opener, eventually, sent
+
+
+class Asking:
+    """Runs a generator; each time a value is taken, the next one arrives in another thread."""
+
+    task_id = "none"
+
+    def __init__(self) -> None:
+        self.stuck = False
+
+    def credit(self, stream: Stream) -> None:
+        arriving = threading.Thread(target=stream.arrive, args=("the second",), daemon=True)
+        arriving.start()
+        arriving.join(5)
+        self.stuck = arriving.is_alive()
+
+    def decode(self, stream: Stream, parcel: Any) -> Any:
+        return parcel
+
+
+def test_a_generators_value_can_arrive_while_another_is_being_taken() -> None:
+    asking = Asking()
+    stream = Stream(asking)
+    stream.arrive("the first")  # type: ignore[arg-type]  # as `decode` above reads it
+    assert next(iter(stream)) == "the first"
+    assert not asking.stuck
+
+
+def parent() -> int:
+    return os.getppid()
+
+
+def nap() -> None:
+    time.sleep(60)
+
+
+def total(array: Any) -> int:
+    return int(array.sum())
+
+
+def test_a_large_argument_that_comes_after_the_end_leaves_no_descriptor(opened: Opener) -> None:
+    pool = opened(workers=1)
+    array, adding = np.ones(500_000), sent(total)
+    assert pool.submit(adding, (array,)).result() == 500_000
+    pool.close()
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(SessionClosedError):
+        pool.submit(adding, (array,))
+    del pool
+    opened.pools.clear()
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_calls_whose_session_is_killed_are_told_of_their_workers_death(opened: Opener) -> None:
+    pool = opened(workers=1)
+    supervisor = pool.submit(sent(parent)).result()
+    running = pool.submit(sent(nap))
+    eventually(lambda: running.status == "running")
+    os.kill(supervisor, signal.SIGKILL)
+    error = running.exception(20)
+    assert isinstance(error, WorkerDiedError)
+    assert (error.signal, error.task_id) == (signal.SIGKILL, pool.task_id)
