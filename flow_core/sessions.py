@@ -7,7 +7,7 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from pydantic import Field
@@ -145,9 +145,11 @@ class Session:
         self, function: Callable[P, Coroutine[Any, Any, R]], /
     ) -> RemoteFunction[P, Coroutine[Any, Any, R], R]: ...
     @overload
+    def function(self, function: Callable[P, Iterator[R]], /) -> RemoteGenerator[P, Iterator[R], R]: ...
+    @overload
     def function(
-        self, function: Callable[P, Generator[R, Any, Any]], /
-    ) -> RemoteGenerator[P, Generator[R, Any, Any], R]: ...
+        self, function: Callable[P, AsyncIterator[R]], /
+    ) -> RemoteGenerator[P, AsyncIterator[R], R]: ...
     @overload
     def function(self, function: Callable[P, R], /) -> RemoteFunction[P, R, R]: ...
     @overload
