@@ -60,26 +60,26 @@ class LocalProvider(Provider):
     # -- submitting
 
     def submit(self, spec: TaskSpec, *, task_id: str) -> None:
-        folder = folders.place(self.tasks, task_id)
-        if not folder.is_dir():
-            try:
-                folders.private(self.tasks)
-                self._sweep()
-                machine.create(
-                    str(self.home),
-                    task_id,
-                    job=self._job(spec, task_id).render(spec, task_id),
-                    spec=folders.record(spec, task_id, submitted_at=datetime.now(timezone.utc)),
-                    files=folders.files(spec),
-                )
-            except machine.Refused as refused:
-                raise folders.flow_error(refused) from refused
-            except OSError as error:
-                raise ProviderUnavailable(
-                    f"the task's folder could not be written under {self.home}: {error.strerror}",
-                    suggestions=["Free some space there, or set FLOW_LOCAL_HOME to another disk."],
-                ) from error
-        self._start(folder, task_id)
+        if folders.place(self.tasks, task_id).is_dir():
+            with folders.told():
+                machine.launch(str(self.home), task_id)
+            return
+        try:
+            with folders.told():
+                self._begin(spec, task_id)
+        except OSError as error:
+            raise ProviderUnavailable(
+                f"the task's folder could not be written under {self.home}: {error.strerror}",
+                suggestions=["Free some space there, or set FLOW_LOCAL_HOME to another disk."],
+            ) from error
+
+    def _begin(self, spec: TaskSpec, task_id: str) -> None:
+        folders.private(self.tasks)
+        self._sweep()
+        job = self._job(spec, task_id).render(spec, task_id)
+        record = folders.record(spec, task_id, submitted_at=datetime.now(timezone.utc))
+        with machine.Launch(str(self.home), task_id, job):  # it takes as long to come up as this takes:
+            machine.create(str(self.home), task_id, job=job, spec=record, files=folders.files(spec))
 
     def _job(self, spec: TaskSpec, task_id: str) -> Job:
         """Resolve a spec against this machine. Raises SpecRejected."""
@@ -125,10 +125,6 @@ class LocalProvider(Provider):
             mounts=volumes.mounts,
             links=volumes.links,
         )
-
-    def _start(self, _folder: Path, task_id: str) -> None:
-        with folders.told():
-            machine.launch(str(self.home), task_id)
 
     # -- looking
 

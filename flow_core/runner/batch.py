@@ -22,6 +22,7 @@ from . import proc, task
 from .gang import Gang, NodeRank
 from .main import Runner, Stopped
 from .ranks import Rank, prepare, start_rank
+from .spawn import Gate
 
 #: A signal to the whole job reaches the command and its runner in any order; this is how long the other may take.
 _SETTLE_S = 0.2
@@ -62,12 +63,13 @@ class BatchRunner(Runner):
             "partition": os.environ.get("SLURM_JOB_PARTITION", ""),
         }
 
-    def start(self, granted: list[str]) -> list[Rank]:
+    def start(self, granted: list[str], gate: Gate) -> list[Rank]:
         """Start the command here, or on every node by the scheduler's own means."""
         cwd = prepare(self.folder, self.job)
         if self.job["num_instances"] == 1 and not self.job["srun"]:
             port = self.job["env"].get("MASTER_PORT", "29500")
-            return [start_rank(self.folder, self.job, 0, gpus=granted, port=port, cwd=cwd)]
+            return [start_rank(self.folder, self.job, 0, gate, gpus=granted, port=port, cwd=cwd)]
+        self.mark_start(granted)
         self.gang = Gang(self.folder, self.job)
         return list(self.gang.ranks)
 
@@ -189,7 +191,7 @@ def main(argv: list[str]) -> int:
         task.write_json(folder, "interrupted", {**record, "job": job_id, "incarnation": count})
     else:
         task.finish(folder, record)
-    if runner.started_at is not None:
-        os.write(runner.orderly, b".")
+    if runner.guard is not None:
+        runner.guard.dismiss()
     code = record["code"]
     return 128 + (record["signal"] or signal.SIGTERM) if code is None else min(code, 255)

@@ -1,7 +1,7 @@
-"""Runs the function call of one task folder: ``python call.py``, in the work folder, with FLOW_TASK_DIR set.
+"""The door. ``python call.py`` runs the function call of a task folder, ``python call.py <folder> …`` is its runner.
 
-Only the door: everything is in `execute`, which Python keeps compiled. This file is compiled at every start, and once
-more in every process that the function spawns.
+A call runs in the work folder, with FLOW_TASK_DIR set. Everything is in `execute` and in `main`, which Python keeps
+compiled. This file is compiled at every start, and once more in every process that the function spawns.
 """
 
 import os
@@ -13,9 +13,19 @@ def _main() -> int:
     if sys.path and os.path.abspath(sys.path[0]) == here:
         del sys.path[0]  # or the user's `import task` would find ours
     sys.path.insert(0, os.path.dirname(here))
-    package = __import__(os.path.basename(here) + ".execute")
+    package = os.path.basename(here)
+    begin = None
+    if len(sys.argv) > 1:
+        ours = __import__(package + ".main")
+        try:
+            ours.main.run(sys.argv)
+        except ours.spawn.Reborn as reborn:  # we are a copy of the runner, and to be the call's process
+            begin = reborn.begin
+    execute = __import__(package + ".execute").execute
     del sys.path[0]
-    code: int = package.execute.main()
+    if begin:
+        begin()
+    code: int = execute.main()
     return code
 
 

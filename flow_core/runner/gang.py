@@ -17,7 +17,8 @@ from typing import Any
 
 from . import proc
 from .main import Runner
-from .ranks import Rank, StartFailed, free_port, start_rank
+from .ranks import Rank, free_port, start_rank
+from .spawn import Gate, StartFailed
 
 #: The port for the ranks' own rendezvous, told to all nodes.
 _PORT = "FLOW_GANG_PORT"
@@ -183,15 +184,16 @@ class NodeRunner(Runner):
     def work(self) -> dict[str, Any]:
         """Run the rank and return the report of its end."""
         from .batch import granted_gpus, node_name
-        from .main import guard
 
         gpus = granted_gpus()
-        self.orderly = guard(self.folder, [], self.bury)
-        self.mark_start()
+        self.protect()
         cwd = os.path.join(self.folder, "work", self.job["working_dir"] or ".")
         port = os.environ[_PORT]
         try:
-            self.ranks = [start_rank(self.folder, self.job, self.rank, gpus=gpus, port=port, cwd=cwd)]
+            gate = Gate()
+            self.ranks = [start_rank(self.folder, self.job, self.rank, gate, gpus=gpus, port=port, cwd=cwd)]
+            gate.open()
+            self.ranks[0].confirm()
             self.tell({"host": node_name(), "gpus": gpus})
             outcome = self.watch()
         except StartFailed as error:
@@ -210,5 +212,6 @@ def main(folder: str) -> int:
     runner = NodeRunner(folder, int(os.environ["SLURM_PROCID"]))
     runner.listen()
     runner.tell(runner.work())
-    os.write(runner.orderly, b".")
+    if runner.guard is not None:
+        runner.guard.dismiss()
     return 0

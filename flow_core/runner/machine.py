@@ -26,8 +26,9 @@ import tempfile
 import time
 from typing import Any
 
-from . import slots, task
+from . import proc, slots, task
 from .inventory import base_environment
+from .strict_json import encode
 
 #: What stays of a task whose results the host has stored.
 RECORDS = frozenset({"spec.json", "claimed", "alive", "started.json", "exit.json", "released"})
@@ -156,8 +157,8 @@ def create(
         for file in files:
             _put(home, draft, file)
         task.reserve(draft)
-        task.write_json(draft, "job.json", job)
-        task.write_json(draft, "spec.json", spec)
+        for name, record in (("job.json", job), ("spec.json", spec)):
+            _write(os.path.join(draft, name), encode(record).encode(), 0o600)
         return _appear(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -207,37 +208,87 @@ def launch(home: str, task_id: str) -> None:
     Raises Refused (unavailable): no runner was started, ask again.
     """
     folder = place(home, task_id)
-    if not os.path.exists(os.path.join(folder, "unclaimed")):
-        return
-    job = task.read_json(folder, "job.json") or {}
-    runner = os.path.dirname(os.path.dirname(job["call"]))
-    argv = [sys.executable, "-I", "-S", runner, folder]
-    ticket: int | None = None
-    try:
-        if not os.path.isfile(sys.executable):  # the shell below would not tell
-            raise FileNotFoundError(f"there is no Python at {sys.executable!r} any more")
-        if job["gpu"] is not None:
-            name, ticket = slots.take_ticket(
-                job["gpu"]["queue"], "{}.{}".format(task_id, job["gpu"]["count"])
+    if os.path.exists(os.path.join(folder, "unclaimed")):
+        Launch(home, task_id, task.read_json(folder, "job.json") or {}).go()
+
+
+class Launch:
+    """A runner that starts up while its task's folder is written, which takes about as long.
+
+    It looks for the folder when it is told to, or when whoever has started it is gone. Raises Refused (unavailable).
+    """
+
+    def __init__(self, home: str, task_id: str, job: dict[str, Any]) -> None:
+        wait, self._go = os.pipe()
+        inherited = [wait]
+        try:
+            if not os.path.isfile(sys.executable):  # the shell below would not tell
+                raise FileNotFoundError(f"there is no Python at {sys.executable!r} any more")
+            argv, env = _command(job, place(home, task_id))
+            argv.append(str(wait))
+            if job["gpu"] is not None:
+                label = "{}.{}".format(task_id, job["gpu"]["count"])
+                name, ticket = slots.take_ticket(job["gpu"]["queue"], label)
+                inherited.append(ticket)
+                argv += [name, str(ticket)]
+            # The shell leaves the runner to the system at once: it is nobody's child here and cannot become a zombie.
+            subprocess.run(
+                ["/bin/sh", "-c", '"$@" 2>>"$0" &', os.path.join(home, "runner.log"), *argv],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=inherited,
+                start_new_session=True,
+                check=True,
             )
-            argv += [name, str(ticket)]
-        # The shell leaves the runner to the system at once: it is nobody's child here and cannot become a zombie.
-        subprocess.run(
-            ["/bin/sh", "-c", '"$@" 2>>"$0" &', os.path.join(folder, "runner.log"), *argv],
-            env={**base_environment(sys.executable), "FLOW_TASK_DIR": folder},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=() if ticket is None else (ticket,),
-            start_new_session=True,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        message = f"the runner could not be started: {error}"
-        raise Refused("unavailable", message, ("Submit again with the same key.",)) from error
-    finally:
-        if ticket is not None:
-            slots.hand_over(ticket)
+        except (OSError, subprocess.SubprocessError) as error:
+            os.close(self._go)
+            message = f"the runner could not be started: {error}"
+            raise Refused("unavailable", message, ("Submit again with the same key.",)) from error
+        finally:
+            os.close(wait)
+            for ticket in inherited[1:]:
+                slots.hand_over(ticket)
+
+    def go(self) -> None:
+        """Let it look for its folder; where there is none, it leaves."""
+        try:
+            os.write(self._go, b".")
+        except BrokenPipeError:  # it is gone already; whoever waits for the task will notice
+            pass
+        finally:
+            os.close(self._go)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        self.go()
+
+
+def _command(job: dict[str, Any], folder: str) -> tuple[list[str], dict[str, str]]:
+    """Return (argument list, variables) of a runner."""
+    if begins_as_its_runner(job):
+        return [job["python"], job["call"], folder], {**job["env"], proc.MARKER: folder}
+    env = {**base_environment(sys.executable), proc.MARKER: folder}
+    return [sys.executable, "-I", "-S", job["call"], folder], env
+
+
+#: Variables that an interpreter or the system's loader reads before it runs anything: no runner may fail by a user's.
+_READ_AT_START = ("PYTHON", "LD_", "DYLD_", "GLIBC_", "MALLOC_")
+
+
+def begins_as_its_runner(job: dict[str, Any]) -> bool:
+    """Whether the process of a call can be a fork of its runner: both start the same Python with the same variables.
+
+    What `-I -S` would keep from the runner (site-packages, start-up files) has served this very interpreter already.
+    """
+    if job["entry"] != "call" or job["python"] != sys.executable or job["container"] or job["mounts"]:
+        return False
+    ours = base_environment(sys.executable)
+    given = [pair for pair in job["env"].items() if pair[0].startswith(_READ_AT_START)]
+    return all(ours.get(name) == value for name, value in given)
 
 
 # -- blobs
@@ -390,8 +441,9 @@ def _living(home: str) -> int:
                     words = file.read().split(b"\0")
             except OSError:
                 continue
-            if words[1:3] == [b"-I", b"-S"] and len(words) > 4 and words[4].startswith(start):
-                folders.add(words[4])
+            for door, folder in zip(words, words[1:]):
+                if door.endswith(b"/call.py") and folder.startswith(start):
+                    folders.add(folder)
     return len(folders)
 
 

@@ -2,7 +2,8 @@
 
 It runs on the machine that does the work, needs a Python (3.8+) and nothing else, and depends on nobody being alive:
 it enforces the time limit, obeys a wish to stop, kills every process of the task, and writes the exit record last.
-Started as ``python -I <runner folder> <task folder> [ticket name, ticket descriptor]``.
+Started as ``python call.py <task folder> <go> [ticket name, ticket descriptor]``; `go` is the descriptor of a pipe, on
+which it hears that the folder is there.
 """
 
 from __future__ import annotations
@@ -10,17 +11,24 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-import signal
 import sys
 import time
-from types import FrameType
-from typing import Any, Callable
 
-from . import proc, slots, task
-from .ranks import Rank, StartFailed, start
+from . import proc, task
+from .light import signal, signal_name
+from .ranks import Rank, start
+from .spawn import Gate, StartFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any, Callable
 
 #: How often a waiting runner looks for a wish to stop that its signal did not bring (seconds).
 _LOOK_S = 2.0
+
+#: A submit that takes longer to write the task's folder is stuck or gone (seconds); whoever repeats it starts a runner.
+_FOLDER_S = 60.0
 
 
 class Stopped(Exception):
@@ -38,6 +46,7 @@ class Runner:
         self.signal: int | None = None
         self.waiting = False
         self.peak_kb = 0
+        self.guard: Guard | None = None
         self.granted_at: float | None = None
         self.started_at: float | None = None
         self._bell, self._ring = os.pipe()
@@ -101,6 +110,8 @@ class Runner:
             os.close(fd)
 
     def _wait_for_gpus(self, ticket: tuple[str, int]) -> list[str]:
+        from . import slots
+
         gpu = self.job["gpu"]
         try:
             slots.wait_for_turn(gpu["queue"], ticket[0])
@@ -137,13 +148,24 @@ class Runner:
         """Start all ranks. Raises StartFailed with the reason in words."""
         for fd in self.locks:
             os.set_inheritable(fd, True)
-        self.orderly = guard(self.folder, self.locks, self.bury)
-        self.mark_start()
-        task.write_json(self.folder, "started.json", self.started(granted))
-        self.ranks = self.start(granted)
+        gate = Gate()
+        if os.path.exists(os.path.join(self.folder, "code.tar.gz")):
+            self.mark_start(granted)  # to unpack takes time
+        self.ranks = self.start(granted, gate)
+        self.mark_start(granted)  # while they get ready
+        gate.open()
+        for rank in self.ranks:
+            rank.confirm()
 
-    def mark_start(self) -> None:
-        """Become the parent of all that follows, and note what its end is compared with."""
+    def mark_start(self, granted: list[str]) -> None:
+        """Put the start on record. What follows is protected."""
+        if self.guard is None:
+            self.protect()
+            task.write_json(self.folder, "started.json", self.started(granted))
+
+    def protect(self) -> None:
+        """See to it that nothing of what follows can get lost, and note what its end is compared with."""
+        self.guard = Guard(self.folder, self.locks, self.bury)
         proc.adopt_orphans()
         self.oom_before = _oom_kills()
         self.started_at = time.time()
@@ -157,9 +179,9 @@ class Runner:
         """Build the record of the start."""
         return {"at": self.started_at, "granted_at": self.granted_at, "gpus": granted}
 
-    def start(self, granted: list[str]) -> list[Rank]:
-        """Start the command on every node. Raises StartFailed."""
-        return start(self.folder, self.job, granted)
+    def start(self, granted: list[str], gate: Gate) -> list[Rank]:
+        """Start the command on every node, up to the gate. Raises StartFailed."""
+        return start(self.folder, self.job, granted, gate)
 
     def watch(self) -> tuple[str, int | None, int | None, str]:
         """Wait for the end of the ranks, the time limit or a wish to stop: (reason, code, signal, message)."""
@@ -194,12 +216,18 @@ class Runner:
             except ChildProcessError:
                 return False
             if pid == 0:
-                left = proc.children()
-                return not left or any(not proc.of_another_task(child, self.folder) for child in left)
+                return bool(self.left())
             self.peak_kb = max(self.peak_kb, usage.ru_maxrss // (1024 if sys.platform == "darwin" else 1))
             for rank in self.ranks:
                 if rank.pid == pid:
                     rank.status = status
+
+    def left(self) -> list[int]:
+        """Return the children that are ours to end: not the guard, not the runner of a task that this one submitted."""
+        if not os.path.isdir("/proc/self"):  # a system that does not tell adopts nobody either
+            return [rank.pid for rank in self.ranks if rank.status is None]
+        guard = None if self.guard is None else self.guard.pid
+        return [pid for pid in proc.children() if pid != guard and not proc.of_another_task(pid, self.folder)]
 
     def stop(self, grace_s: float) -> None:
         """End all that is left of the task: SIGTERM, `grace_s` seconds, SIGKILL. Returns when nobody is left."""
@@ -212,9 +240,8 @@ class Runner:
         while self.reap() and time.monotonic() < give_up:
             for rank in self.ranks:
                 rank.kill(signal.SIGKILL)
-            for pid in proc.children():
-                if not proc.of_another_task(pid, self.folder):
-                    _kill(pid)
+            for pid in self.left():
+                _kill(pid)
             time.sleep(0.01)
         for rank in self.ranks:
             rank.clean_up()
@@ -239,7 +266,7 @@ class Runner:
                 free = f"{disk.f_bavail * disk.f_frsize:,} bytes of space are left"
                 return "storage", code, None, f"{where}its result could not be written: {free}"
             return "exit", code, None, f"{where}exit code {code}"
-        name = signal.Signals(number).name if number in signal.Signals.__members__.values() else str(number)
+        name = signal_name(number)
         if number == signal.SIGKILL and _oom_kills() > self.oom_before:
             message = f"{where}the kernel killed it because memory ran out"
             return "out-of-memory", 128 + number, number, message
@@ -275,34 +302,35 @@ def _oom_kills() -> int:
         return 0
 
 
-def guard(folder: str, locks: list[int], bury: Callable[[], bool]) -> int:
-    """Start a watcher that outlives a SIGKILL of this runner; return the descriptor to write to when all ended well.
+class Guard:
+    """A process that outlives a SIGKILL of this runner.
 
-    If the runner dies first, the watcher ends the task by `bury`, at once and with nobody looking. It holds the task's
-    locks until then: a process that has closed all its files holds none. It is forked twice, so that it is nobody's
-    child here.
+    Then it ends the task by `bury`, at once and with nobody looking. It holds the task's locks until then: a process
+    that has closed all its files holds none.
     """
-    theirs, ours = os.pipe()
-    middle = os.fork()
-    if middle == 0:
-        os.setsid()
-        if os.fork() == 0:
+
+    def __init__(self, folder: str, locks: list[int], bury: Callable[[], bool]) -> None:
+        theirs, self._ours = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
             _guard(folder, theirs, locks, bury)
-        os._exit(0)
-    os.waitpid(middle, 0)
-    os.close(theirs)
-    return ours
+        os.close(theirs)
+
+    def dismiss(self) -> None:
+        """Tell it that all has ended well."""
+        os.write(self._ours, b".")
 
 
 def _guard(folder: str, pipe: int, locks: list[int], bury: Callable[[], bool]) -> None:
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    for fd in set(range(256)) - {pipe, *locks}:
-        try:
-            os.close(fd)
-        except OSError:  # not open
-            pass
+    first = 0
+    for kept in sorted((pipe, *locks)):
+        os.closerange(first, kept)
+        first = kept + 1
+    os.closerange(first, 256)
     if os.read(pipe, 1) == b"":
         while not bury():  # a dying process closes its pipes a moment before it is dead
             if not os.path.isdir(folder):  # somebody has removed it all
@@ -312,6 +340,21 @@ def _guard(folder: str, pipe: int, locks: list[int], bury: Callable[[], bool]) -
     os._exit(0)
 
 
+def run(argv: list[str]) -> None:
+    """Do what `main` does, then end this process at once: nothing here needs the interpreter's own end.
+
+    Raises Reborn in a process that is to be the user's.
+    """
+    code = 1
+    try:
+        code = main(argv)
+    except Exception:  # noqa: BLE001 - there is nobody above
+        import traceback
+
+        traceback.print_exc()
+    os._exit(code)
+
+
 def main(argv: list[str]) -> int:
     """Run the task in the folder `argv[1]`; return 0 when its end is on record, or when another runner has it."""
     if argv[1] in ("batch", "node"):
@@ -319,8 +362,8 @@ def main(argv: list[str]) -> int:
 
         return batch.main(argv[2:]) if argv[1] == "batch" else gang.main(argv[2])
     folder = argv[1]
-    ticket = (argv[2], int(argv[3])) if len(argv) > 3 else None
-    lock = task.claim(folder)
+    ticket = (argv[3], int(argv[4])) if len(argv) > 4 else None
+    lock = task.claim(folder) if _is_there(folder, int(argv[2])) else None
     if lock is None:
         return 0
     os.chdir(folder)
@@ -336,6 +379,14 @@ def main(argv: list[str]) -> int:
         reason = "storage" if isinstance(error, OSError) else "runner-died"
         record = runner.end(reason, None, None, f"the runner failed: {type(error).__name__}: {error}")
     task.finish(folder, record)
-    if runner.started_at is not None:
-        os.write(runner.orderly, b".")
+    if runner.guard is not None:
+        runner.guard.dismiss()
     return 0
+
+
+def _is_there(folder: str, go: int) -> bool:
+    """Wait until whoever has started us says so or is gone; return whether there is a task to run."""
+    if select.select([go], [], [], _FOLDER_S)[0]:
+        os.read(go, 1)
+    os.close(go)
+    return os.path.exists(os.path.join(folder, "unclaimed"))

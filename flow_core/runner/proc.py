@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import signal
 import time
-from typing import Any
+
+from .light import libc, signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 #: Every process of a task carries this variable, so that what is left of a task can be found without its runner.
 MARKER = "FLOW_TASK_DIR"
@@ -165,6 +169,11 @@ def unlock(fd: int) -> None:
 
 def children() -> list[int]:
     """Return the pids whose parent is this process (zombies included)."""
+    pid = os.getpid()
+    try:
+        return [child for thread in os.listdir(f"/proc/{pid}/task") for child in _children_of(pid, thread)]
+    except OSError:  # a kernel that keeps no such list
+        pass
     found = []
     for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
         if name.isdigit():
@@ -173,27 +182,26 @@ def children() -> list[int]:
                     text = file.read()
             except OSError:
                 continue
-            if int(text[text.rindex(b")") + 2 :].split()[1]) == os.getpid():
+            if int(text[text.rindex(b")") + 2 :].split()[1]) == pid:
                 found.append(int(name))
     return found
 
 
-def _libc() -> Any:
-    import ctypes
-
-    return ctypes.CDLL(None, use_errno=True)
+def _children_of(pid: int, thread: str) -> list[int]:
+    with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+        return [int(child) for child in file.read().split()]
 
 
 def adopt_orphans() -> None:
     """Make this process the parent of its orphaned descendants (Linux), so that a daemonized child cannot slip away."""
     if os.path.isdir("/proc/self"):
-        _libc().prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        libc("prctl", _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def die_with_parent() -> None:
     """Have the kernel SIGKILL this process when its parent dies (Linux)."""
     if os.path.isdir("/proc/self"):
-        _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        libc("prctl", _PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 def bind_mount(mounts: list[list[str]]) -> None:
@@ -203,20 +211,20 @@ def bind_mount(mounts: list[list[str]]) -> None:
     """
     import ctypes
 
-    libc = _libc()
+    system = ctypes.CDLL(None, use_errno=True)
 
     def check(code: int, what: str) -> None:
         if code != 0:
             error = ctypes.get_errno()
             raise OSError(error, os.strerror(error), what)
 
-    check(libc.unshare(_CLONE_NEWNS), "unshare")
-    check(libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None), "/")
+    check(system.unshare(_CLONE_NEWNS), "unshare")
+    check(system.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None), "/")
     for source, target in mounts:
         shelf = os.path.dirname(target)
         os.makedirs(shelf, exist_ok=True)
         if not os.path.exists(target) and not os.listdir(shelf):
             # Mount points are made in memory where that hides nothing, so that the machine is not littered with them.
-            check(libc.mount(b"none", os.fsencode(shelf), b"tmpfs", 0, None), shelf)
+            check(system.mount(b"none", os.fsencode(shelf), b"tmpfs", 0, None), shelf)
         os.makedirs(target, exist_ok=True)
-        check(libc.mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND | _MS_REC, None), target)
+        check(system.mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND | _MS_REC, None), target)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
-from typing import Any
 
 from . import proc
+from .spawn import Beginning, Gate, StartFailed, spawn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 #: What a container engine's own client needs to know; the command inside sees none of it.
 ENGINE_VARIABLES = (
@@ -20,18 +23,22 @@ ENGINE_VARIABLES = (
 )
 
 
-class StartFailed(Exception):
-    """The command could not be started; the text says why."""
-
-
 class Rank:
     """One node's process and all that it started."""
 
-    def __init__(self, index: int, pid: int, container: Container | None) -> None:
+    def __init__(
+        self, index: int, pid: int, container: Container | None, begun: Beginning | None = None
+    ) -> None:
         self.index = index
         self.pid = pid
         self.container = container
         self.status: int | None = None
+        self._begun = begun
+
+    def confirm(self) -> None:
+        """Return once its program has begun. Raises StartFailed."""
+        if self._begun is not None:
+            self._begun.confirm()
 
     @property
     def ended(self) -> tuple[int | None, int | None]:
@@ -146,14 +153,16 @@ class Container:
                 os.write(2, f"the container {self.name} could not be removed: {error}\n".encode())
 
 
-def start(folder: str, job: dict[str, Any], granted: list[str]) -> list[Rank]:
-    """Start every node's process. Raises StartFailed; what has been started by then is in the task's process tree."""
+def start(folder: str, job: dict[str, Any], granted: list[str], gate: Gate) -> list[Rank]:
+    """Start every node's process, up to the gate. Raises StartFailed."""
     cwd = prepare(folder, job)
     nodes = job["num_instances"]
     share = len(granted) // nodes
     port = job["env"].get("MASTER_PORT") or (str(free_port()) if nodes > 1 else "29500")
     return [
-        start_rank(folder, job, index, gpus=granted[index * share : (index + 1) * share], port=port, cwd=cwd)
+        start_rank(
+            folder, job, index, gate, gpus=granted[index * share : (index + 1) * share], port=port, cwd=cwd
+        )
         for index in range(nodes)
     ]
 
@@ -178,8 +187,10 @@ def prepare(folder: str, job: dict[str, Any]) -> str:
     return os.path.join(work, job["working_dir"] or ".")
 
 
-def start_rank(folder: str, job: dict[str, Any], index: int, *, gpus: list[str], port: str, cwd: str) -> Rank:
-    """Start one node's process. Raises StartFailed."""
+def start_rank(
+    folder: str, job: dict[str, Any], index: int, gate: Gate, *, gpus: list[str], port: str, cwd: str
+) -> Rank:
+    """Start one node's process, up to the gate."""
     env = environment(folder, job, index, gpus, port)
     container = Container(job, index) if job.get("container") else None
     argv = command(folder, job)
@@ -187,8 +198,9 @@ def start_rank(folder: str, job: dict[str, Any], index: int, *, gpus: list[str],
         argv = container.argv(argv, env, cwd, gpus)
         env = container.client_environment(env)
     log = os.path.join(folder, f"log.{index}")
-    pid = spawn(log, argv, env=env, cwd=cwd, mounts=job["mounts"] if container is None else [])
-    return Rank(index, pid, container)
+    begun = Beginning(f"could not start {argv[0]!r} in {cwd}: ")
+    mounts = job["mounts"] if container is None else []
+    return Rank(index, spawn(log, argv, gate, begun, env=env, cwd=cwd, mounts=mounts), container, begun)
 
 
 def command(folder: str, job: dict[str, Any]) -> list[str]:
@@ -245,57 +257,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def spawn(log_path: str, argv: list[str], *, env: dict[str, str], cwd: str, mounts: list[list[str]]) -> int:
-    """Start one process in a session of its own, output to its log; return its pid. Raises StartFailed.
-
-    Fork and exec by hand: the child needs its mounts and its tie to the runner before the user's program begins.
-    """
-    log = os.open(log_path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    tell, told = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.setsid()
-            proc.die_with_parent()
-            signal.set_wakeup_fd(-1)
-            for number in (
-                signal.SIGTERM,
-                signal.SIGINT,
-                signal.SIGHUP,
-                signal.SIGCHLD,
-                signal.SIGALRM,
-                signal.SIGPIPE,
-            ):
-                signal.signal(number, signal.SIG_DFL)
-            null = os.open(os.devnull, os.O_RDONLY)
-            for source, target in ((null, 0), (log, 1), (log, 2)):
-                os.dup2(source, target)
-            if mounts:
-                proc.bind_mount(mounts)
-            os.chdir(cwd)
-            os.execvpe(argv[0], argv, env)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the parent is told and this child ends
-            reason = (
-                f"{error.strerror}: {error.filename}"
-                if isinstance(error, OSError) and error.filename
-                else str(error)
-            )
-            os.write(told, reason.encode("utf-8", "replace")[:4000])
-        os._exit(127)
-    os.close(log)
-    os.close(told)
-    trouble = b""
-    while True:
-        piece = os.read(tell, 4096)
-        if not piece:
-            break
-        trouble += piece
-    os.close(tell)
-    if trouble:
-        os.waitpid(pid, 0)
-        raise StartFailed(
-            "could not start {!r} in {}: {}".format(argv[0], cwd, trouble.decode(errors="replace"))
-        )
-    return pid

@@ -37,7 +37,7 @@ def to_json(value: Any, name: str, limit_bytes: int = JSON_LIMIT_BYTES) -> bytes
     """
     _check(value, name, limit_bytes, _PLAIN | _NUMBERS)
     try:
-        data = _encode(value).encode("ascii")
+        data = encode(value).encode("ascii")
     except (TypeError, ValueError, RecursionError):
         _check(value, name, limit_bytes, _PLAIN)  # look at every number: one is nan, or too long
         raise
@@ -77,7 +77,8 @@ class _Scanner:
         raise ValueError(f"{name} is not JSON")
 
 
-def _encode(value: Any) -> str:
+def encode(value: Any) -> str:
+    """Return `value`, which consists of what JSON has, as text in ASCII. Raises TypeError or ValueError elsewhere."""
     try:
         from _json import encode_basestring_ascii, make_encoder
 

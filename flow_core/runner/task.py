@@ -24,13 +24,16 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
-import signal
 import time
-from typing import Any
 
 from . import proc
+from .light import signal
+from .strict_json import encode, from_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 RESERVE_BYTES = 16384
 _CLAIM_BYTES = 512
@@ -53,8 +56,8 @@ def reserve(folder: str) -> None:
 def read_json(folder: str, name: str) -> dict[str, Any] | None:
     """Return the record `name`, or None when it is not there (or not written to its end)."""
     try:
-        with open(os.path.join(folder, name), encoding="utf-8") as file:
-            value = json.load(file)
+        with open(os.path.join(folder, name), "rb") as file:
+            value = from_json(file.read())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return value if isinstance(value, dict) else None
@@ -63,12 +66,27 @@ def read_json(folder: str, name: str) -> dict[str, Any] | None:
 def write_json(folder: str, name: str, value: dict[str, Any]) -> None:
     """Write a record so that it is there whole or not at all."""
     draft = os.path.join(folder, f".{name}.{os.getpid()}")
-    with open(os.open(draft, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        json.dump(value, file)
+    with open(os.open(draft, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(encode(value).encode())
     os.rename(draft, os.path.join(folder, name))
 
 
-def _overwrite(folder: str, reserved: str, name: str, value: dict[str, Any]) -> None:
+def owner_of(folder: str) -> dict[str, Any] | None:
+    """Return who has claimed the task, None when nobody has.
+
+    A claim that cannot be read is one that a loss of power has left without its content: its runner is gone.
+    """
+    try:
+        with open(os.path.join(folder, "claimed"), "rb") as file:
+            owner = from_json(file.read())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        owner = None
+    return owner if isinstance(owner, dict) else {**proc.nobody(), "boot": "another"}
+
+
+def _overwrite(folder: str, reserved: str, name: str, value: dict[str, Any], *, durable: bool) -> None:
     """Put a record into space that was set aside, then give it its name. Needs no new block on the disk.
 
     Raises FileNotFoundError when another process has used the space: then the record exists already.
@@ -80,12 +98,13 @@ def _overwrite(folder: str, reserved: str, name: str, value: dict[str, Any]) -> 
         if not os.path.exists(path):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         size = os.fstat(fd).st_size
-        data = json.dumps(value).encode()
+        data = encode(value).encode()
         if len(data) > size:  # only free text can be this long
-            data = json.dumps({**value, "message": str(value.get("message", ""))[: size // 12]}).encode()
+            data = encode({**value, "message": str(value.get("message", ""))[: size // 12]}).encode()
         os.write(fd, data)
         os.ftruncate(fd, len(data))
-        os.fsync(fd)
+        if durable:
+            os.fsync(fd)
         os.rename(path, os.path.join(folder, name))
     finally:
         proc.unlock(fd)
@@ -116,7 +135,7 @@ def claim(folder: str, owner: dict[str, Any] | None = None) -> int | None:
     if fd is None:
         return None
     try:
-        _overwrite(folder, "unclaimed", "claimed", owner or proc.identity(os.getpid()))
+        _overwrite(folder, "unclaimed", "claimed", owner or proc.identity(os.getpid()), durable=False)
     except FileNotFoundError:
         proc.unlock(fd)
         return None
@@ -132,7 +151,7 @@ def claim_incarnation(folder: str, job: str, count: int) -> bool:
     """
     if read_json(folder, "exit.json") is not None:
         return False
-    owner = read_json(folder, "claimed")
+    owner = owner_of(folder)
     me = {**proc.identity(os.getpid()), "job": job, "incarnation": count}
     if owner is None:
         return claim_first(folder, me)
@@ -170,7 +189,7 @@ def _make(folder: str, name: str, value: dict[str, Any]) -> bool:
 def finish(folder: str, record: dict[str, Any]) -> bool:
     """Write the exit record if there is none. Return whether ours became the last word."""
     try:
-        _overwrite(folder, "reserve", "exit.json", record)
+        _overwrite(folder, "reserve", "exit.json", record, durable=True)
     except FileNotFoundError:
         return False
     return True
@@ -201,7 +220,7 @@ def ask_to_stop(folder: str) -> None:
     with open(os.open(os.path.join(folder, "cancel"), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600), "w"):
         pass
     for _ in range(100):  # a runner that is between lock and claim needs a moment
-        owner = read_json(folder, "claimed")
+        owner = owner_of(folder)
         if owner is not None:
             if proc.state(owner) == "alive":
                 _signal(owner, signal.SIGTERM)
@@ -261,7 +280,7 @@ def bury(folder: str) -> bool:
     """
     if read_json(folder, "exit.json") is not None:
         return True
-    owner = read_json(folder, "claimed")
+    owner = owner_of(folder)
     fate = "alive" if owner is None else _fate(folder, owner)
     if owner is None or fate == "alive":
         return False
@@ -305,7 +324,7 @@ def probe(folder: str) -> dict[str, Any] | None:
     spec = read_json(folder, "spec.json")
     if spec is None:
         return None
-    owner = read_json(folder, "claimed")
+    owner = owner_of(folder)
     if owner is not None and read_json(folder, "exit.json") is None and proc.state(owner) != "alive":
         bury(folder)
     if owner is None and time.time() - spec.get("submitted_at", 0.0) > UNCLAIMED_S:

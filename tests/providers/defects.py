@@ -69,14 +69,13 @@ def start_twice(patch: P) -> None:
         "    fd = fd or os.open(folder, os.O_RDONLY)\n",
     )
     runner(patch, "task.py", "        proc.unlock(fd)\n        return None\n", "        pass\n")
-    original = LocalProvider._start
 
-    def again(self: LocalProvider, folder: Path, task_id: str) -> None:
-        original(self, folder, task_id)
-        (folder / "unclaimed").write_bytes(b" " * 512)
-        original(self, folder, task_id)
+    def submit(original: Any, self: LocalProvider, spec: Any, *, task_id: str) -> None:
+        original(self, spec, task_id=task_id)
+        (folders.place(self.tasks, task_id) / "unclaimed").write_bytes(b" " * 512)
+        original(self, spec, task_id=task_id)
 
-    patch.setattr(LocalProvider, "_start", again)
+    wrap(patch, "submit", submit)
 
 
 def replace_an_existing_task(patch: P) -> None:

@@ -23,8 +23,7 @@ from flow_core import Flow, Task, TaskStatus
 from flow_core.errors import ProviderUnavailable
 from flow_core.ids import TaskId
 from flow_core.models import SpecFile
-from flow_core.providers.local import LocalProvider
-from flow_core.runner import proc, slots
+from flow_core.runner import machine, proc, slots
 from flow_core.runner import task as records
 from flow_core.runner.main import Runner
 from tests.conftest import processes_under
@@ -42,7 +41,8 @@ def flow(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flow:
 def half(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> Task:
     """A task whose submitter died before it launched a runner."""
     with monkeypatch.context() as patch:
-        patch.setattr(LocalProvider, "_start", lambda *_: None)
+        patch.setattr(machine.Launch, "__init__", lambda *_: None)
+        patch.setattr(machine.Launch, "go", lambda *_: None)
         return flow.run("true", upload_code=False)
 
 
@@ -204,7 +204,7 @@ def test_a_task_that_no_runner_takes_ends_and_is_not_started_later(
     spec.write_text(json.dumps({**old, "submitted_at": old["submitted_at"] - records.UNCLAIMED_S - 1}))
     half.refresh()
     assert (half.status, half.snapshot.reason) == (TaskStatus.FAILED, "runner-died")
-    LocalProvider._start(flow.provider, folder(home, half), half.task_id)  # type: ignore[arg-type]
+    machine.launch(str(home.resolve()), half.task_id)
     assert half.logs() == ""
     assert records.claim(str(folder(home, half))) is None
 
@@ -419,13 +419,13 @@ def test_an_invoke_that_is_interrupted_while_it_submits_leaves_nothing_running(
     flow: Flow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("module.py").write_text("import time\n\ndef wait():\n    time.sleep(100)\n")
-    start = LocalProvider._start
+    go = machine.Launch.go
 
-    def interrupted(self: LocalProvider, path: Path, task_id: str) -> None:
-        start(self, path, task_id)
+    def interrupted(self: machine.Launch) -> None:
+        go(self)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(LocalProvider, "_start", interrupted)
+    monkeypatch.setattr(machine.Launch, "go", interrupted)
     with pytest.raises(KeyboardInterrupt):
         flow.invoke("module.py", "wait")
     (task,) = flow.list_tasks()
