@@ -1,4 +1,4 @@
-"""What every provider promises, kept by Slurm: on this machine, without accounting and with, and through a login node."""
+"""What every provider promises, kept by Slurm: on this machine, with accounting and without, through a login node."""
 
 from __future__ import annotations
 
