@@ -25,6 +25,8 @@ if TYPE_CHECKING:
         FunctionSerializationError,
         InsufficientQuotaError,
         NetworkError,
+        ObjectError,
+        ObjectNotFoundError,
         ProviderError,
         ProviderUnavailable,
         PythonVersionMismatchError,
@@ -75,6 +77,8 @@ if TYPE_CHECKING:
         Volume,
         VolumeSpec,
     )
+    from flow_core.object_ref import ObjectRef
+    from flow_core.objects import put
     from flow_core.services import ObjectFuture, Runner, RunnerService, SessionContext
     from flow_core.sessions import SandboxDefaults, Session, SessionDefaults
     from flow_core.task import Task
@@ -84,8 +88,8 @@ _HOMES = {
     "flow_core.errors": (
         "APIError AsyncFunctionError AuthenticationError CallCancelledError CallTimeoutError ConfigError "
         "FlowError FlowTimeoutError FunctionSerializationError InsufficientQuotaError NetworkError "
-        "ProviderError ProviderUnavailable PythonVersionMismatchError QuotaExceededError "
-        "RemoteExecutionError ResourceNotAvailableError ResourceNotFoundError ResultError "
+        "ObjectError ObjectNotFoundError ProviderError ProviderUnavailable PythonVersionMismatchError "
+        "QuotaExceededError RemoteExecutionError ResourceNotAvailableError ResourceNotFoundError ResultError "
         "SandboxExecutionError SerializationError SessionClosedError SpecRejected TaskCancelledError "
         "TaskExecutionError TaskNotFoundError TaskOutOfMemoryError TaskTimeLimitError TimeoutError "
         "ValidationAPIError ValidationError VolumeError VolumeNotFoundError WorkerDiedError"
@@ -101,6 +105,8 @@ _HOMES = {
     "flow_core.function_options": "Serialization",
     "flow_core.functions": "RemoteFunction",
     "flow_core.futures": "Future Stream as_completed gather get results wait",
+    "flow_core.object_ref": "ObjectRef",
+    "flow_core.objects": "put",
     "flow_core.services": "ObjectFuture Runner RunnerService SessionContext",
     "flow_core.sessions": "SandboxDefaults Session SessionDefaults",
 }
@@ -124,7 +130,10 @@ __all__ = [
     "LogChunk",
     "MountSpec",
     "NetworkError",
+    "ObjectError",
     "ObjectFuture",
+    "ObjectNotFoundError",
+    "ObjectRef",
     "ProviderError",
     "ProviderUnavailable",
     "PythonVersionMismatchError",
@@ -176,6 +185,7 @@ __all__ = [
     "list_tasks",
     "list_volumes",
     "mount_volume",
+    "put",
     "results",
     "run",
     "wait",

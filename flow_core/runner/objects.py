@@ -161,19 +161,19 @@ def unpickled(
     try:
         _, major, minor, count = _HEAD.unpack_from(data)
         at = _HEAD.size + count * _LENGTH.size
-        if at > len(data):
+        if at > len(data) or not count:
             raise ObjectDamaged(f"a pickle of {count:,} parts does not fit into {len(data):,} bytes")
         lengths = [_LENGTH.unpack_from(data, _HEAD.size + index * _LENGTH.size)[0] for index in range(count)]
     except struct.error as error:
         raise ObjectDamaged(f"the pickle is cut: {error}") from None
-    view, parts = memoryview(data), []
+    view, parts, begin = memoryview(data), [], at + -at % _ALIGN
     for length in lengths:
         at += -at % _ALIGN
         parts.append(view[at : at + length])
         at += length
     if at != len(data):
         raise ObjectDamaged(f"the parts of the pickle take {at:,} bytes, and there are {len(data):,}")
-    if b"cloudpickle" in bytes(parts[0]):
+    if data.find(b"cloudpickle", begin, begin + lengths[0]) >= 0:
         if (major, minor) != sys.version_info[:2]:
             from .pickles import PythonVersionMismatch
 
