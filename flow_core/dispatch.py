@@ -515,10 +515,7 @@ class Pool:
         """See `Future.logs`."""
         if future.log_range is None:
             return str(getattr(future.error, "log_tail", ""))
-        worker, begin, end = future.log_range
-        return self.keeper.ask({"do": "log", "worker": worker, "range": [begin, end]}).decode(
-            "utf-8", "replace"
-        )
+        return self.keeper.log(*future.log_range).decode("utf-8", "replace")
 
     def decode(self, future: Future, parcel: parcels.Parcel) -> Any:
         """Return the value of a parcel."""

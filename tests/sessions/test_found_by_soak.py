@@ -51,6 +51,10 @@ def nap() -> None:
     time.sleep(60)
 
 
+def say(text: str) -> None:
+    print(text)
+
+
 def total(array: Any) -> int:
     return int(array.sum())
 
@@ -78,3 +82,14 @@ def test_calls_whose_session_is_killed_are_told_of_their_workers_death(opened: O
     error = running.exception(20)
     assert isinstance(error, WorkerDiedError)
     assert (error.signal, error.task_id) == (signal.SIGKILL, pool.task_id)
+
+
+def test_what_a_call_printed_can_be_read_when_its_session_is_gone(opened: Opener) -> None:
+    pool = opened(workers=1)
+    supervisor = pool.submit(sent(parent)).result()
+    told = [pool.submit(sent(say), (text,)) for text in ("first", "second")]
+    for one in told:
+        one.result()
+    os.kill(supervisor, signal.SIGKILL)
+    eventually(lambda: pool.over)
+    assert [one.logs() for one in told] == ["first\n", "second\n"]
