@@ -27,6 +27,7 @@ from typing import Any
 from rich.console import Console
 
 from tests.benchmarks import memory, peers, report, rows
+from tests.benchmarks.ours import Ours
 
 ROOT = Path(__file__).resolve().parents[2]
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
@@ -50,7 +51,7 @@ class Block:
 BLOCKS = {
     block.name: block
     for block in (
-        Block("light", (peers.Manager, peers.Pool, peers.ProcessPool, peers.Loky)),
+        Block("light", (peers.Manager, peers.Pool, peers.ProcessPool, peers.Loky, Ours)),
         Block("executorlib", (peers.Executorlib,)),
         Block("ray", (peers.Ray,), apart=True),
         Block("dask", (peers.Dask,), apart=True),

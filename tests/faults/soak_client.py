@@ -184,14 +184,14 @@ class Calls:
         self.client = client
         pickle = Serialization.PICKLE
         self.square = session.function(square)
-        self.retried = session.function(square, retries=Retries(lost=3, delay_s=0.05))
-        self.hurried = session.function(square, timeout=0.3)
+        self.retried = session.function(retries=Retries(lost=3, delay_s=0.05))(square)
+        self.hurried = session.function(timeout=0.3)(square)
         self.nothing = session.function(nothing)
         self.refuse = session.function(refuse)
         self.count_up = session.function(count_up)
         self.later = session.function(later)
-        self.doubled = session.function(doubled, serialization=pickle)
-        self.total = session.function(total, serialization=pickle)
+        self.doubled = session.function(serialization=pickle)(doubled)
+        self.total = session.function(serialization=pickle)(total)
         self.end_oneself = session.function(end_oneself)
         self.kinds: list[Callable[[], Callable[[], None]]] = [
             self.plain,
@@ -299,13 +299,8 @@ class Calls:
         future = self.square.remote(ledger, call, 3, seconds=20.0)
         if self.client.random.random() < 0.5:
             time.sleep(self.client.random.uniform(0, 0.3))
-
-        def value() -> Any:
-            future.cancel()
-            return future.result(PATIENCE_S)
-
-        right = functools.partial(operator.eq, 9)  # where its twenty seconds were over before
-        return lambda: void(self.client.settle(call, value, right, expected=(CallCancelledError,)))
+        future.cancel()
+        return self.check(call, future, expected=(CallCancelledError,))
 
     def out_of_time(self) -> Callable[[], None]:
         ledger, call = self.client.call()
@@ -419,7 +414,7 @@ def until(ready: Callable[[], bool], seconds: float = 5.0) -> bool:
 
 def functions(client: Client, deadline: float) -> None:
     """A session and calls of all kinds, some of them outstanding at any time, until it dies or time is up."""
-    with Session(workers=2, lease_s=LEASE_S) as session:
+    with Session(workers=2, lease=LEASE_S) as session:
         client.write("sessions", task=session.task_id, client=os.getpid())
         calls = Calls(client, session)
         checks: list[Callable[[], None]] = []
@@ -441,8 +436,8 @@ def functions(client: Client, deadline: float) -> None:
 
 def service(client: Client, deadline: float) -> None:
     """An object that counts: as long as it lives no call is missing, doubled, or out of order."""
-    with Runner(f"soak-{client.name}") as runner:
-        counter = runner.service(Counter())
+    with Runner(f"soak-{client.name}", lease=LEASE_S) as runner:
+        counter = runner.service(Counter)
         wanted = 0
         while time.monotonic() < deadline:
             alive()
