@@ -76,6 +76,7 @@ class Door:
                 )
             ours, theirs = wire.nonce(), str(greeting.get("nonce"))
             hello = {"flow": wire.VERSION, "nonce": ours, "role": role, "client": self.client, **more}
+            hello["memory"] = self.sessions.shares_memory
             hello["proof"] = wire.proof(self._key, "client", ours, theirs)
             connection.sendall(wire.line(hello))
             welcome = _line(connection)

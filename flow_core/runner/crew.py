@@ -72,9 +72,9 @@ class Process:
         self.streams: dict[int, str] = {}  # stream: client
         self.killed_for: dict[tuple[int, int], str] = {}
 
-    def hand_over(self, stream: int, client: str, connection: socket.socket) -> None:
-        """Give the worker a client's connection. Raises OSError when it cannot take it."""
-        message = json.dumps({"stream": stream, "client": client}).encode()
+    def hand_over(self, stream: int, client: str, connection: socket.socket, *, memory: bool) -> None:
+        """Give the worker a client's connection, over which memory can be shared or not. Raises OSError."""
+        message = json.dumps({"stream": stream, "client": client, "memory": memory}).encode()
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", connection.fileno()))
         self.control.sendmsg([message], [rights])
         self.streams[stream] = client

@@ -218,7 +218,9 @@ class Supervisor:
                     wire.line({**welcome, "stream": self.streams, "pid": process.pid})
                 )
                 self._listen_to_worker(process)
-                process.hand_over(self.streams, client, stranger.connection)
+                process.hand_over(
+                    self.streams, client, stranger.connection, memory=hello.get("memory") is True
+                )
             except OSError:  # the client or the worker is gone; the client sees the end of its connection
                 pass
             stranger.connection.close()

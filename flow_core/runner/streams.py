@@ -57,7 +57,7 @@ def _nothing() -> None:
 class Stream:
     """One client's connection."""
 
-    def __init__(self, number: int, client: str, connection: socket.socket) -> None:
+    def __init__(self, number: int, client: str, connection: socket.socket, *, shares_memory: bool) -> None:
         self.number = number
         self.client = client
         self.connection = connection
@@ -70,7 +70,7 @@ class Stream:
         self.descriptors: deque[int] = deque()
         self.mapped: dict[int, parcels.Mapped] = {}
         self.returned: deque[int] = deque()
-        self.shares = connection.family == socket.AF_UNIX
+        self.shares = shares_memory
         self.arena = parcels.Arena() if self.shares else None
         self.lock = threading.Lock()
 

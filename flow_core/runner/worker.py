@@ -160,7 +160,7 @@ class Worker:
             (fd,) = struct.unpack("i", rights[0][2][:4])
             connection = socket.socket(fileno=fd)
             connection.setblocking(True)
-            stream = Stream(message["stream"], message["client"], connection)
+            stream = Stream(message["stream"], message["client"], connection, shares_memory=message["memory"])
             self.streams[fd] = stream
             self.poll.register(fd, select.POLLIN)
 

@@ -208,7 +208,9 @@ def test_a_death_is_its_own_calls_alone(pool: Pool, tmp_path: Path) -> None:
     assert caught.value.signal == signal.SIGSEGV and "Segmentation fault" in caught.value.log_tail
     get(futures, timeout=20)
     lines = path.read_text().split()
-    assert lines.count("died") == 1 and sorted(set(lines)) == sorted([*{f"after{n}" for n in range(400)}, "before", "died"])
+    assert lines.count("died") == 1 and sorted(set(lines)) == sorted(
+        [*{f"after{n}" for n in range(400)}, "before", "died"]
+    )
     assert len([line for line in lines if line.startswith("after")]) == 400
 
 
@@ -222,7 +224,9 @@ def test_a_worker_that_is_killed_while_idle_is_replaced_unnoticed(pool: Pool) ->
 def test_many_deaths_in_a_row_are_survived(pool: Pool, tmp_path: Path) -> None:
     dying = sent(note_and_die)
     for number in range(12):
-        assert isinstance(pool.submit(dying, (str(tmp_path / "ran"), str(number))).exception(20), WorkerDiedError)
+        assert isinstance(
+            pool.submit(dying, (str(tmp_path / "ran"), str(number))).exception(20), WorkerDiedError
+        )
     assert pool.submit(sent(add), (1, 2)).result(20) == 3
     assert (tmp_path / "ran").read_text().split() == [str(number) for number in range(12)]
 
