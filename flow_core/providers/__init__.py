@@ -15,6 +15,7 @@ GROUP = "flow_core.providers"
 _BUILT_IN = {
     "local": "flow_core.providers.local:LocalProvider",
     "slurm": "flow_core.providers.slurm:SlurmProvider",
+    "ssh": "flow_core.providers.ssh:SSHProvider",
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flow_core import gpus
 from flow_core.errors import SpecRejected
 from flow_core.models import Instance, TaskSpec
 from flow_core.runner import inventory
@@ -49,20 +50,21 @@ class Devices:
         """Take what a machine says of its GPUs (`flow_core.runner.inventory.gpus`)."""
         return cls(tuple(facts["names"]), facts["model"], facts["memory_gb"], facts["real"])
 
-    def check(self, spec: TaskSpec) -> None:
-        """Raise SpecRejected when this machine can never give `spec` its GPUs."""
+    def check(self, spec: TaskSpec, *, where: str = "this machine", strict: bool = False) -> None:
+        """Raise SpecRejected when the machine can never give `spec` its GPUs; with `strict`, of the model asked for."""
         wanted = spec.gpu_count * spec.num_instances
         nodes = "" if spec.num_instances == 1 else f" on each of {spec.num_instances} nodes, {wanted} in all"
         if wanted > len(self.names):
-            gpus = f"{spec.gpu_count} GPU{'s' * (spec.gpu_count > 1)}"
-            has = f"this machine has {len(self.names)}" if self.names else "this machine has none"
+            asked = f"{spec.gpu_count} GPU{'s' * (spec.gpu_count > 1)}"
+            has = f"{where} has {len(self.names)}" if self.names else f"{where} has none"
             raise SpecRejected(
-                f"instance_type {spec.instance_type!r} asks for {gpus}{nodes}, and {has}",
-                suggestions=[
-                    f"Ask for fewer GPUs, or declare simulated ones to try things out: FLOW_LOCAL_GPUS={wanted}."
-                    if not self.real
-                    else f"Ask for at most {len(self.names)}, or use a provider with larger machines.",
-                ],
+                f"instance_type {spec.instance_type!r} asks for {asked}{nodes}, and {has}",
+                suggestions=[self._way_out(wanted, where)],
+            )
+        if strict and self.real and not self._is(spec):
+            raise SpecRejected(
+                f"instance_type {spec.instance_type!r} is not what {where} has: {self.model}",
+                suggestions=[f"Ask for {spec.gpu_count}x{self.model}, or for any by min_gpu_memory_gb."],
             )
         if (
             spec.min_gpu_memory_gb is not None
@@ -70,10 +72,24 @@ class Devices:
             and spec.min_gpu_memory_gb > self.memory_gb
         ):
             raise SpecRejected(
-                f"min_gpu_memory_gb={spec.min_gpu_memory_gb} is more than this machine's {self.model} has "
+                f"min_gpu_memory_gb={spec.min_gpu_memory_gb} is more than {where}'s {self.model} has "
                 f"({self.memory_gb} GB)",
                 suggestions=["Lower it, or use a provider with larger GPUs."],
             )
+
+    def _way_out(self, wanted: int, where: str) -> str:
+        if self.real:
+            return f"Ask for at most {len(self.names)}, or use a provider with larger machines."
+        if where == "this machine":
+            return (
+                f"Ask for fewer GPUs, or declare simulated ones to try things out: FLOW_LOCAL_GPUS={wanted}."
+            )
+        return "Ask for fewer GPUs, or declare them: gpus of the host in ssh.hosts."
+
+    def _is(self, spec: TaskSpec) -> bool:
+        """Whether these are the GPUs that are asked for by name; nvidia-smi's "4090" is our "rtx4090"."""
+        wanted = gpus.parse(spec.instance_type).gpu if spec.instance_type else None
+        return wanted is None or self.model in (wanted, wanted.removeprefix("rtx"))
 
     def instances(self, busy: int) -> list[Instance]:
         """Describe the shares of this machine that can be asked for: none, one, two, four … and all of its GPUs."""

@@ -239,12 +239,13 @@ try:
     target = os.path.join(home, "runner", told["version"])
     if not os.path.isdir(target):
         install(target)
+    sys.path.insert(0, target)
+    from flow_runner import agent, notes
+    identity = notes.identity(home)
 except OSError as error:
     say(error="home", home=told["home"], reason=str(error))
     sys.exit(1)
-sys.path.insert(0, target)
-from flow_runner import agent
-say(have=True, home=home, runner=target, facts=agent.facts())
+say(have=True, home=home, runner=target, facts=agent.facts(), identity=identity)
 agent.main()
 """
 _START = "import sys;exec(bytes.fromhex(sys.argv[1]))"
@@ -444,7 +445,7 @@ class AgentClient:
                 except TimeoutError:
                     data = b""
                     self._look_for_life()
-        except (OSError, frames.Garbled) as error:
+        except (OSError, frames.Garbled, Broken) as error:
             self._end(str(error) or type(error).__name__)
 
     def _take(self, head: dict[str, Any], data: bytes) -> None:
@@ -473,7 +474,7 @@ class AgentClient:
                 timeout=0
             ):  # otherwise somebody is sending, and the answer to that will do
                 try:
-                    self._send_bytes(frames.pack({"id": 0, "verb": "ping", "args": {}}), now + _TICK_S)
+                    self._send_bytes(frames.pack({"id": 0, "verb": "ping", "args": {}}), now + _SILENCE_S)
                 finally:
                     self._sending.release()
         elif self._ping is not None and now - self._ping[1] > _SILENCE_S:

@@ -16,7 +16,7 @@ import tempfile
 import threading
 from typing import Any, Callable, NamedTuple
 
-from . import cluster, frames, inventory, machine, proc
+from . import cluster, frames, inventory, machine, notes, proc
 from .machine import Refused
 
 #: A client asks for a sign of life far more often; one that is silent for so long is gone and nobody told us.
@@ -204,6 +204,11 @@ def _whole(files: list[dict[str, Any]], data: bytes) -> list[dict[str, Any]]:
     return whole
 
 
+def start(home: str, task_id: str, *, files: list[dict[str, Any]], data: bytes = b"", **how: Any) -> None:
+    """Do `notes.start`; a file with `size` has its content in `data`, one after the other."""
+    notes.start(home, task_id, files=_whole(files, data), **how)
+
+
 def slurm_submit(home: str, tasks: list[dict[str, Any]], *, data: bytes = b"", **how: Any) -> None:
     """Do `cluster.submit`; the files of all tasks have their content in `data`."""
     offset = 0
@@ -229,6 +234,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "missing_blobs": machine.missing_blobs,
     "keep_blob": machine.keep_blob,
     "find": machine.find,
+    "find_many": machine.find_many,
     "attempts": machine.attempts,
     "newest": machine.newest,
     "poll": machine.poll,
@@ -238,13 +244,17 @@ VERBS: dict[str, Callable[..., Any]] = {
     "cancel": machine.cancel,
     "release": machine.release,
     "sweep": machine.sweep,
+    "look": notes.look,
+    "put_note": notes.put,
+    "start": start,
+    "watch": notes.watch,
     "slurm_submit": slurm_submit,
     "slurm_look": cluster.look,
     "slurm_cancel": cluster.dequeue,
     "slurm_nodes": cluster.nodes,
     "slurm_setting": cluster.setting,
 }
-_WITH_DATA = frozenset({"run", "write", "create", "keep_blob", "slurm_submit"})
+_WITH_DATA = frozenset({"run", "write", "create", "keep_blob", "start", "slurm_submit"})
 
 
 def perform(verb: str, args: dict[str, Any], data: bytes = b"") -> Answer:

@@ -66,20 +66,9 @@ def _tickets(queue: str) -> list[str]:
 
 
 def waiting(queue: str) -> list[str]:
-    """Return the labels of the living tickets, in order. Looks, takes nothing for longer than the look."""
-    labels = []
-    for name in _tickets(queue) if os.path.isdir(queue) else ():
-        try:
-            ticket = os.open(os.path.join(queue, name), os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(ticket, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            labels.append(name.partition(".")[2])
-        finally:
-            proc.unlock(ticket)
-    return labels
+    """Return the labels of the living tickets, in order."""
+    names = _tickets(queue) if os.path.isdir(queue) else []
+    return [name.partition(".")[2] for name in names if is_held(os.path.join(queue, name))]
 
 
 def leave(queue: str, name: str, ticket: int) -> None:
@@ -150,17 +139,20 @@ def _file_of(folder: str, device: str) -> str:
 
 
 def busy(folder: str, devices: list[str]) -> list[str]:
-    """Return the devices that some task holds at this moment. Looks, takes nothing for longer than the look."""
-    taken = []
-    for device in devices:
-        try:
-            lock = os.open(_file_of(folder, device), os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            taken.append(device)
-        finally:
-            proc.unlock(lock)
-    return taken
+    """Return the devices that some task holds at this moment."""
+    return [device for device in devices if is_held(_file_of(folder, device))]
+
+
+def is_held(path: str) -> bool:
+    """Whether somebody holds a file's lock. Looks, takes nothing for longer than the look."""
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        proc.unlock(lock)
+    return False
