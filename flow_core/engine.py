@@ -54,26 +54,35 @@ class Engine:
         and starting an id is exclusive, so both get the same task. Raises what `Provider.submit` raises.
         """
         latest = self.provider.find(digest(key))
-        if latest is None:
-            task_id = str(TaskId.first(spec.name, key))
-        else:
-            before = self.provider.poll([latest])[latest]
-            task_id = latest if adoptable(before) else str(TaskId.parse(latest).next())
-            if task_id == latest:
-                _tell_adoption(before, spec)
-            if before.status.final and task_id == latest:
-                return latest
-        log.debug(
-            "submitting %s to the %s provider: %s, %s",
-            task_id,
-            self.provider.name,
-            spec.entry,
-            spec.instance_type,
-        )
-        self.provider.submit(
-            spec, task_id=task_id
-        )  # also for an adopted one: a submit that died half-way is finished
+        before = None if latest is None else self.provider.poll([latest])[latest]
+        task_id, ended = _next(spec, key, before)
+        if not ended:
+            self._log_submit(spec, task_id)
+            # Also for an adopted one: a submit that died half-way is finished.
+            self.provider.submit(spec, task_id=task_id)
         return task_id
+
+    def submit_many(self, tasks: Sequence[tuple[TaskSpec, str]]) -> list[str]:
+        """Do `submit` for several (spec, key), in as few requests as the provider allows; return their ids in order.
+
+        After an exception some may have been submitted: do it again with the same keys.
+        """
+        found = self.provider.find_many([digest(key) for _, key in tasks])
+        before = self.provider.poll(list(found.values())) if found else {}
+        ids, open_ = [], {}
+        for spec, key in tasks:
+            latest = found.get(digest(key))
+            task_id, ended = _next(spec, key, None if latest is None else before[latest])
+            ids.append(task_id)
+            if not ended and task_id not in open_:
+                self._log_submit(spec, task_id)
+                open_[task_id] = spec
+        self.provider.submit_many([(spec, task_id) for task_id, spec in open_.items()])
+        return ids
+
+    def _log_submit(self, spec: TaskSpec, task_id: str) -> None:
+        where = self.provider.name
+        log.debug("submitting %s to the %s provider: %s, %s", task_id, where, spec.entry, spec.instance_type)
 
     def find(self, key: str) -> str | None:
         """Return the id of the newest attempt at `key`, None when there is none."""
@@ -211,6 +220,16 @@ class Engine:
 
 #: The label that stands for what was asked for, so that a key which is used for something else is noticed.
 SPEC_LABEL = "flow/spec"
+
+
+def _next(spec: TaskSpec, key: str, before: Snapshot | None) -> tuple[str, bool]:
+    """Return which attempt a submit gets, and whether that has ended already. `before` is the latest there is."""
+    if before is None:
+        return str(TaskId.first(spec.name, key)), False
+    if not adoptable(before):
+        return str(TaskId.parse(before.task_id).next()), False
+    _tell_adoption(before, spec)
+    return before.task_id, before.status.final
 
 
 def _tell_adoption(before: Snapshot, spec: TaskSpec) -> None:

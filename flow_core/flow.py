@@ -75,6 +75,30 @@ class Flow:
         files = self.upload(wanted.code_root or Path.cwd()) if wanted.upload_code else ()
         return Task(self.engine, self._submit(wanted, files, idempotency_key), config=wanted)
 
+    def run_many(
+        self,
+        commands_or_configs: Sequence[str | Sequence[str] | TaskConfig],
+        *,
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> list[Task]:
+        """Do `run` for several, in as few requests as the provider allows; return the handles in order.
+
+        Slurm gets those that ask for the same as one array. `fields` are for all of them, and a folder is packed once.
+        With `idempotency_key` each has its own key, from this one and its place. Raises what `run` raises; some may
+        have been started by then, and the same key finds them.
+        """
+        wanted = [self.configure(one, fields) for one in commands_or_configs]
+        folders = {one.code_root or Path.cwd() for one in wanted if one.upload_code}
+        packed = {folder: self.upload(folder) for folder in folders}
+        tasks = []
+        for index, one in enumerate(wanted):
+            files = packed[one.code_root or Path.cwd()] if one.upload_code else ()
+            key = f"{idempotency_key}[{index}]" if idempotency_key else one.idempotency_key or random_key()
+            tasks.append((self._spec(one, files), key))
+        ids = self.engine.submit_many(tasks)
+        return [Task(self.engine, task_id, config=one) for task_id, one in zip(ids, wanted, strict=True)]
+
     def invoke_async(
         self,
         module_path: str | Path,
@@ -245,13 +269,16 @@ class Flow:
     def _submit(
         self, wanted: TaskConfig, files: Sequence[SpecFile], key: str | None, *, kind: str | None = None
     ) -> str:
+        spec = self._spec(wanted, files, kind=kind)
+        return self.engine.submit(spec, key=key or wanted.idempotency_key or random_key())
+
+    def _spec(self, wanted: TaskConfig, files: Sequence[SpecFile], *, kind: str | None = None) -> TaskSpec:
         spec = TaskSpec.from_config(wanted, files=tuple(files))
         labels = {**spec.labels, SPEC_LABEL: _fingerprint(spec)}
         if kind is not None:
             spec = spec.model_copy(update={"entry": "call"})
             labels[KIND_LABEL] = kind
-        spec = spec.model_copy(update={"labels": labels})
-        return self.engine.submit(spec, key=key or wanted.idempotency_key or random_key())
+        return spec.model_copy(update={"labels": labels})
 
     # -- finding
 

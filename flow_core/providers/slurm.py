@@ -185,6 +185,10 @@ class SlurmProvider(Provider):
         found: str | None = self.site.ask("find", digest=digest).value
         return found
 
+    def find_many(self, digests: Collection[str]) -> Mapping[str, str]:
+        found: Mapping[str, str] = self.site.ask("find_many", digests=[*digests]).value
+        return found
+
     def list(self, *, limit: int) -> Sequence[str]:
         return [task_id for _, task_id in self.site.ask("newest", limit=limit).value]
 

@@ -41,9 +41,22 @@ class Provider(ABC):
         known to have changed, ask again with the same id.
         """
 
+    def submit_many(self, tasks: Sequence[tuple[TaskSpec, str]]) -> None:
+        """Do `submit` for several (spec, task id), in as few requests as the back end allows.
+
+        What `submit` promises holds for each of them. After an exception some may exist: do it again with the same ids.
+        """
+        for spec, task_id in tasks:
+            self.submit(spec, task_id=task_id)
+
     @abstractmethod
     def find(self, digest: str) -> str | None:
         """Return the id of the newest attempt at the key with this digest, None when there is none."""
+
+    def find_many(self, digests: Collection[str]) -> Mapping[str, str]:
+        """Return the newest attempts at the keys with these digests, those that exist, in one round trip."""
+        found = {digest: self.find(digest) for digest in digests}
+        return {digest: task_id for digest, task_id in found.items() if task_id is not None}
 
     @abstractmethod
     def list(self, *, limit: int) -> Sequence[str]:

@@ -357,6 +357,12 @@ def find(home: str, digest: str) -> str | None:
     return None
 
 
+def find_many(home: str, digests: list[str]) -> dict[str, str]:
+    """Return the ids of the newest attempts at the keys with these digests, those that exist."""
+    found = {digest: find(home, digest) for digest in digests}
+    return {digest: task_id for digest, task_id in found.items() if task_id is not None}
+
+
 def newest(home: str, limit: int) -> list[tuple[float, str]]:
     """Return (time of submission, id) of up to `limit` tasks, the newest first."""
     try:
