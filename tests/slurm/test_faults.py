@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,19 @@ class Bench:
 
 @pytest.fixture
 def bench(slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(slurm_cluster, own_settings(tmp_path, monkeypatch, slurm_cluster))
+
+
+def own_settings(folder: Path, patch: pytest.MonkeyPatch, cluster: Cluster) -> Path:
+    """Let nothing of the user's configuration count, and Slurm's tools find the cluster; return the folder."""
     for name in [name for name in os.environ if name.startswith("FLOW_")]:
         if name != notice.VARIABLE:
-            monkeypatch.delenv(name)
-    (tmp_path / "config.yaml").write_text("{}")
-    monkeypatch.setenv("FLOW_CONFIG", str(tmp_path / "config.yaml"))
-    return Bench(slurm_cluster, tmp_path)
+            patch.delenv(name)
+    (folder / "config.yaml").write_text("{}")
+    patch.setenv("FLOW_CONFIG", str(folder / "config.yaml"))
+    for name, value in cluster.env.items():
+        patch.setenv(name, value)
+    return folder
 
 
 def ready(bench: Bench, task_id: str) -> str:
@@ -124,18 +132,6 @@ def test_more_memory_than_asked_for_is_out_of_memory(bench: Bench) -> None:
     bench.started(task_id)
     seen = bench.noticed(provider, task_id, "more memory than asked for")
     assert (seen.status, seen.reason) == (TaskStatus.FAILED, "out-of-memory")
-    assert bench.starts(task_id) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_slurms_own_time_limit_is_a_time_limit(bench: Bench) -> None:
-    """Limits are rounded up to minutes and looked at every half a minute: it takes up to 90 s."""
-    provider = bench.provider(directives={"time": "1"})
-    task_id = bench.start(provider, FOREVER)
-    bench.started(task_id)
-    seen = bench.noticed(provider, task_id, "Slurm's time limit of 1 min")
-    assert (seen.status, seen.reason) == (TaskStatus.FAILED, "time-limit")
     assert bench.starts(task_id) == 1
 
 
@@ -218,42 +214,112 @@ def test_a_node_that_is_declared_down(bench: Bench, requeue: bool) -> None:
     provider.submit(bench.spec(task_id, ready(bench, task_id)), task_id=task_id)
     bench.started(task_id)
     bench.cluster.set_down("n2")
-    lost(bench, provider, task_id, f"node down, {'requeued' if requeue else 'not requeued'}", requeue)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("requeue", [True, False], ids=["requeued", "not requeued"])
-@pytest.mark.parametrize("how", ["power loss", "slurmd and stepd killed"])
-def test_a_node_that_is_gone(bench: Bench, how: str, requeue: bool) -> None:
-    """Slurm takes SlurmdTimeout (10 s here, 300 s by default) and some more to give a silent node up."""
-    provider = bench.provider(requeue=requeue, directives={"nodelist": "n3"})
-    task_id = str(TaskId.first("fault", random_key()))
-    provider.submit(bench.spec(task_id, ready(bench, task_id)), task_id=task_id)
-    job = bench.started(task_id)
-    if how == "power loss":
-        bench.cluster.crash_node("n3")
-        assert bench.cluster.processes(job) == []
-    else:
-        bench.cluster.kill_slurmd("n3")
-    words = "requeued" if requeue else "not requeued"
-    lost(bench, provider, task_id, f"{how} of a node, {words}", requeue)
-
-
-def lost(bench: Bench, provider: Provider, task_id: str, fault: str, requeue: bool) -> None:
-    """Follow a task whose node is lost: to its end, or to its second start and then its end."""
     if not requeue:
-        seen = bench.noticed(provider, task_id, fault)
+        seen = bench.noticed(provider, task_id, "node down, not requeued")
         assert (seen.status, seen.reason) == (TaskStatus.FAILED, "node-failed")
         assert bench.starts(task_id) == 1
         return
-    bench.noticed(provider, task_id, fault, lambda seen: seen.status is TaskStatus.PREEMPTED)
+    bench.noticed(provider, task_id, "node down, requeued", lambda seen: seen.status is TaskStatus.PREEMPTED)
     bench.cluster.resume_node("n2")
-    bench.cluster.resume_node("n3")
     bench.started(task_id, times=2)
     bench.file(task_id, "go").touch()
     seen = bench.end(provider, task_id)
     assert (seen.status, seen.preemptions) == (TaskStatus.COMPLETED, 1)
     assert bench.starts(task_id) == 2
+
+
+# --- what Slurm takes its time for -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Row:
+    """A task to which something happens that Slurm notices late: `shown` is what it then said, `ended` how it ended."""
+
+    fault: str
+    settings: dict[str, Any]
+    shown: Snapshot | None = None
+    ended: Snapshot | None = None
+    starts: int = 0
+    task_id: str = field(default_factory=lambda: str(TaskId.first("fault", random_key())))
+
+    @property
+    def goes_on(self) -> bool:
+        return bool(self.settings.get("requeue"))
+
+
+# Slurm looks at time limits every half a minute, and takes SlurmdTimeout (10 s here, 300 s by default) and some more to
+# give up a silent node. All rows happen at once.
+
+
+@pytest.fixture(scope="module")
+def rows(_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Row]]:
+    rows = {"time limit": Row("Slurm's time limit of 1 min", {"directives": {"time": "1", "nodelist": "n1"}})}
+    for how, node in (("slurmd and stepd killed", "n2"), ("node without power", "n3")):
+        for words, requeue in (("requeued", True), ("not requeued", False)):
+            name = f"{how}, {words}"
+            rows[name] = Row(name, {"requeue": requeue, "directives": {"nodelist": node}})
+    with pytest.MonkeyPatch.context() as patch:
+        bench = Bench(_cluster, own_settings(tmp_path_factory.mktemp("slowly"), patch, _cluster))
+        try:
+            happen(bench, rows)
+            yield rows
+        finally:
+            _cluster.tidy()
+
+
+def happen(bench: Bench, rows: dict[str, Row]) -> None:
+    for row in rows.values():
+        spec = bench.spec(row.task_id, ready(bench, row.task_id))
+        bench.provider(**row.settings).submit(spec, task_id=row.task_id)
+    jobs = [bench.started(row.task_id) for row in rows.values()]
+    begin = time.monotonic()
+    bench.cluster.kill_slurmd("n2")
+    bench.cluster.crash_node("n3")
+    assert not any(bench.cluster.processes(job) for job in jobs[3:]), "what ran on n3 is gone"
+    provider = bench.provider()
+    while left := [row for row in rows.values() if row.shown is None]:
+        assert time.monotonic() - begin < PATIENCE_S, left
+        for row in left:
+            seen = provider.poll([row.task_id])[row.task_id]
+            if seen.status.final or seen.status is TaskStatus.PREEMPTED:
+                row.shown = seen
+                outcome = f"{seen.status} {seen.reason}"
+                notice.record("slurm", row.fault, "poll", time.monotonic() - begin, outcome)
+        time.sleep(0.1)
+    for row in rows.values():
+        if row.goes_on:
+            bench.cluster.resume_node("n2")
+            bench.cluster.resume_node("n3")
+            bench.started(row.task_id, times=2)
+            bench.file(row.task_id, "go").touch()
+        row.ended, row.starts = bench.end(provider, row.task_id), bench.starts(row.task_id)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_slurms_own_time_limit_is_a_time_limit(rows: dict[str, Row]) -> None:
+    row = rows["time limit"]
+    assert row.ended is not None
+    assert (row.ended.status, row.ended.reason, row.starts) == (TaskStatus.FAILED, "time-limit", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["slurmd and stepd killed", "node without power"])
+def test_a_job_whose_node_is_gone_goes_on_elsewhere_or_later(rows: dict[str, Row], how: str) -> None:
+    row = rows[f"{how}, requeued"]
+    assert row.shown is not None and row.shown.status is TaskStatus.PREEMPTED
+    assert row.ended is not None
+    assert (row.ended.status, row.ended.preemptions, row.starts) == (TaskStatus.COMPLETED, 1, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["slurmd and stepd killed", "node without power"])
+def test_a_job_whose_node_is_gone_has_failed_where_it_may_not_be_requeued(
+    rows: dict[str, Row], how: str
+) -> None:
+    row = rows[f"{how}, not requeued"]
+    assert row.ended is not None
+    assert (row.ended.status, row.ended.reason, row.starts) == (TaskStatus.FAILED, "node-failed", 1)
 
 
 # --- without a controller --------------------------------------------------------------------------------------------
