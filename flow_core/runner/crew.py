@@ -18,6 +18,7 @@ from . import proc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _SLOT = struct.Struct("<QQQQ")  # stream, call, how many calls were begun, whether one is running
@@ -97,10 +98,13 @@ class Process:
 
 
 class Crew:
-    """All workers of a session."""
+    """All workers of a session. `let_go(control)` is called before a dead worker's control is closed."""
 
-    def __init__(self, folder: str, config: dict[str, Any], page: Page) -> None:
+    def __init__(
+        self, folder: str, config: dict[str, Any], page: Page, let_go: Callable[[socket.socket], object]
+    ) -> None:
         self.folder = folder
+        self.let_go = let_go
         self.config = config
         self.page = page
         self.by_index: dict[int, Process] = {}
@@ -197,6 +201,7 @@ class Crew:
         process.signal(signal.SIGKILL)  # what it has started goes with it
         if self.by_index.get(process.index) is process:
             del self.by_index[process.index]
+        self.let_go(process.control)
         process.control.close()
         stream, number, _, busy = self.page.read(process.index)
         killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None

@@ -1,4 +1,4 @@
-"""The supervisor of a warm session: it lets clients in, gives each a worker to speak with, and ends when nobody is left.
+"""The supervisor of a warm session: lets clients in, gives each a worker to speak with, ends when nobody is left.
 
 It runs as the command of a task, in place of one function call (``call.json`` of kind "serve"). It listens on a Unix
 socket in the task's folder, checks the session's key, and hands the accepted connection to a worker process: calls and
@@ -18,35 +18,23 @@ import sys
 import time
 
 from . import crew, stdlib, wire
+from .door import Door
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-DOOR = "door"
 KEY_FILE = "session.key"
 ABOUT_FILE = "session.json"
-"""Beside each other in the task's folder: the socket, the shared key, and what a client needs to know beforehand."""
+"""Beside the door in the task's folder: the shared key, and what a client needs to know beforehand."""
 
 CALLS_FOLDER = "calls"
 """Where outcomes lie that another process may ask for: files as `result`, named by client and number."""
 
-_HANDSHAKE_S = 10.0
-_MAX_STRANGERS = 64
 _TICK_S = 1.0
 _END_GRACE_S = 2.0
 _CONTROL_LIMIT_BYTES = 128 * 1024 * 1024
 _NAME = re.compile(r"[0-9a-f]{1,32}-[0-9]{1,20}")
-
-
-class Stranger:
-    """A connection that has not proved anything yet."""
-
-    def __init__(self, connection: socket.socket, now: float) -> None:
-        self.connection = connection
-        self.nonce = wire.nonce()
-        self.said = b""
-        self.deadline = now + _HANDSHAKE_S
 
 
 class Client:
@@ -84,9 +72,9 @@ class Supervisor:
         self.config = config
         self.lease_s = float(config["lease_s"])
         self.page = crew.Page()
-        self.crew = crew.Crew(folder, config, self.page)
+        self.crew = crew.Crew(folder, config, self.page, self._stop_listening)
         self.selector = selectors.DefaultSelector()
-        self.strangers: list[Stranger] = []
+        self.door = Door(folder, self.selector, self._let_in)
         self.clients: dict[str, Client] = {}
         self.timers: list[tuple[float, int, int, int, int, str]] = []
         self.streams = 0
@@ -96,26 +84,10 @@ class Supervisor:
         self.active_at = now
         self.begun: dict[int, int] = {}
 
-    # -- the door
-
     def open(self) -> None:
-        """Begin to listen. The file that says so comes last."""
-        self.key = os.urandom(32)
-        self._write(KEY_FILE, self.key.hex().encode())
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listener.setblocking(False)
-        here = os.getcwd()
-        try:  # a socket's path may have 107 bytes, a task's folder has more
-            os.chdir(self.folder)
-            old = os.umask(0o177)
-            try:
-                self.listener.bind(DOOR)
-            finally:
-                os.umask(old)
-        finally:
-            os.chdir(here)
-        self.listener.listen(128)
-        self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
+        """Begin to serve. The file that says so comes last."""
+        self._write(KEY_FILE, self.door.key.hex().encode())
+        self.door.open()
         self._bell, ring = os.pipe()
         for fd in (self._bell, ring):
             os.set_blocking(fd, False)
@@ -137,95 +109,34 @@ class Supervisor:
             os.unlink(draft)
             raise
 
-    def _accept(self, _: Any) -> None:
-        try:
-            connection, _address = self.listener.accept()
-        except OSError:  # it has gone again, or we have no descriptor left
-            return
-        connection.setblocking(False)
-        stranger = Stranger(connection, time.monotonic())
-        try:
-            connection.send(wire.line({"flow": wire.VERSION, "nonce": stranger.nonce}))
-        except OSError:
-            connection.close()
-            return
-        self.strangers.append(stranger)
-        self.selector.register(connection, selectors.EVENT_READ, lambda _: self._listen_to(stranger))
-        if len(self.strangers) > _MAX_STRANGERS:
-            self._dismiss(self.strangers[0])
+    # -- who comes in
 
-    def _listen_to(self, stranger: Stranger) -> None:
-        try:
-            data = stranger.connection.recv(wire.MAX_LINE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        stranger.said += data
-        try:
-            if not data or len(stranger.said) > wire.MAX_LINE_BYTES:
-                raise wire.ProtocolError("said nothing, or too much")
-            if not stranger.said.endswith(b"\n"):
-                return
-            hello = wire.parse_line(stranger.said)
-            if hello.get("flow") != wire.VERSION:
-                raise wire.ProtocolError(
-                    f"the client speaks version {hello.get('flow')!r} of the session protocol, this session "
-                    f"version {wire.VERSION}"
-                )
-            if not wire.proves(
-                hello.get("proof"), self.key, "client", str(hello.get("nonce")), stranger.nonce
-            ):
-                raise wire.ProtocolError("the key is not this session's")
-            self._let_in(stranger, hello)
-        except (wire.ProtocolError, LookupError, ValueError, TypeError) as error:
-            self._dismiss(stranger, str(error))
-
-    def _dismiss(self, stranger: Stranger, error: str = "") -> None:
-        self._forget(stranger)
-        try:
-            if error:
-                stranger.connection.send(wire.line({"ok": False, "error": error}))
-        except OSError:
-            pass
-        stranger.connection.close()
-
-    def _forget(self, stranger: Stranger) -> None:
-        self.strangers.remove(stranger)
-        self.selector.unregister(stranger.connection)
-
-    def _let_in(self, stranger: Stranger, hello: dict[str, Any]) -> None:
+    def _let_in(self, connection: socket.socket, hello: dict[str, Any], welcome: dict[str, Any]) -> None:
         role, client = hello["role"], str(hello["client"])
-        welcome = {
-            "ok": True,
-            "proof": wire.proof(self.key, "session", str(hello["nonce"]), stranger.nonce),
-        }
         if role == "control":
-            self._forget(stranger)
-            self._admit(Client(stranger.connection, client, time.monotonic()), welcome)
+            self._admit(Client(connection, client, time.monotonic()), welcome)
         elif role == "worker":
-            index = int(hello["worker"])
-            if not 0 <= index < crew.MAX_WORKERS:
-                raise wire.ProtocolError(f"there is no worker {index}")
-            if client not in self.clients:
-                raise wire.ProtocolError("a client's first connection is its control")
-            process = self.crew.want(index, dedicated=bool(hello.get("dedicated")))
-            self._forget(stranger)
-            self.streams += 1
-            stranger.connection.setblocking(True)
-            try:
-                stranger.connection.sendall(
-                    wire.line({**welcome, "stream": self.streams, "pid": process.pid})
-                )
-                self._listen_to_worker(process)
-                process.hand_over(
-                    self.streams, client, stranger.connection, memory=hello.get("memory") is True
-                )
-            except OSError:  # the client or the worker is gone; the client sees the end of its connection
-                pass
-            stranger.connection.close()
+            self._introduce(connection, hello, welcome)
         else:
             raise wire.ProtocolError(f"the role {role!r} is not known")
+
+    def _introduce(self, connection: socket.socket, hello: dict[str, Any], welcome: dict[str, Any]) -> None:
+        """Hand a client's connection to a worker, which is started if it is not there."""
+        index, client = int(hello["worker"]), str(hello["client"])
+        if not 0 <= index < crew.MAX_WORKERS:
+            raise wire.ProtocolError(f"there is no worker {index}")
+        if client not in self.clients:
+            raise wire.ProtocolError("a client's first connection is its control")
+        process = self.crew.want(index, dedicated=bool(hello.get("dedicated")))
+        self.streams += 1
+        connection.setblocking(True)
+        try:
+            connection.sendall(wire.line({**welcome, "stream": self.streams, "pid": process.pid}))
+            self._listen_to_worker(process)
+            process.hand_over(self.streams, client, connection, memory=hello.get("memory") is True)
+        except OSError:  # the client or the worker is gone; the client sees the end of its connection
+            pass
+        connection.close()
 
     def _listen_to_worker(self, process: crew.Process) -> None:
         try:
@@ -294,25 +205,46 @@ class Supervisor:
         if kind != wire.SAY or len(body) > _CONTROL_LIMIT_BYTES:
             raise wire.ProtocolError(f"a frame of kind {kind} on a control connection")
         message = json.loads(body)
-        wish = message["do"]
-        if wish == "cancel":
-            self._interrupt(
-                int(message["worker"]), int(message["stream"]), int(message["number"]), "cancelled"
-            )
-        elif wish == "dismiss":
-            process = self.crew.by_index.get(int(message["worker"]))
-            if process is not None:
-                process.signal(signal.SIGKILL)
-        elif wish == "log":
-            client.say({"reply": number}, number, self._log(message))
-        elif wish == "store":
-            self._store(str(message["name"]), client.blobs.pop(number))
-        elif wish == "leave":
-            self._lose(client)
-        elif wish == "close":
-            self.ending = "closed"
-        elif wish != "ping":
-            raise wire.ProtocolError(f"the wish {wish!r} is not known")
+        wishes = {
+            "cancel": self._cancel,
+            "close": self._close,
+            "dismiss": self._dismiss,
+            "leave": self._leave,
+            "log": self._send_log,
+            "ping": self._pong,
+            "store": self._store,
+        }
+        wishes[message["do"]](client, number, message)
+
+    def _pong(self, *_: Any) -> None:
+        """Nothing is to be done: that it was heard is what counts."""
+
+    def _cancel(self, _client: Client, _number: int, message: dict[str, Any]) -> None:
+        self._interrupt(int(message["worker"]), int(message["stream"]), int(message["number"]), "cancelled")
+
+    def _close(self, *_: Any) -> None:
+        self.ending = "closed"
+
+    def _dismiss(self, _client: Client, _number: int, message: dict[str, Any]) -> None:
+        process = self.crew.by_index.get(int(message["worker"]))
+        if process is not None:
+            process.signal(signal.SIGKILL)
+
+    def _leave(self, client: Client, *_: Any) -> None:
+        self._lose(client)
+
+    def _send_log(self, client: Client, number: int, message: dict[str, Any]) -> None:
+        client.say({"reply": number}, number, self._log(message))
+
+    def _store(self, client: Client, number: int, message: dict[str, Any]) -> None:
+        name, data = str(message["name"]), client.blobs.pop(number)
+        if not _NAME.fullmatch(name):
+            raise wire.ProtocolError(f"{name!r} is no name of a call")
+        os.makedirs(os.path.join(self.folder, CALLS_FOLDER), mode=0o700, exist_ok=True)
+        try:
+            self._write(os.path.join(CALLS_FOLDER, name), data)
+        except OSError as error:
+            sys.stderr.write(f"the outcome of call {name} could not be written: {error}\n")
 
     def _log(self, message: dict[str, Any]) -> bytes:
         begin, end = message["range"]
@@ -323,15 +255,6 @@ class Supervisor:
         except OSError:
             return b""
 
-    def _store(self, name: str, data: bytes) -> None:
-        if not _NAME.fullmatch(name):
-            raise wire.ProtocolError(f"{name!r} is no name of a call")
-        os.makedirs(os.path.join(self.folder, CALLS_FOLDER), mode=0o700, exist_ok=True)
-        try:
-            self._write(os.path.join(CALLS_FOLDER, name), data)
-        except OSError as error:
-            sys.stderr.write(f"the outcome of call {name} could not be written: {error}\n")
-
     def _hear_worker(self, process: crew.Process) -> None:
         try:
             data = process.control.recv(65536)
@@ -340,7 +263,7 @@ class Supervisor:
         except OSError:
             data = b""
         if not data:
-            self.selector.unregister(process.control)
+            self._stop_listening(process.control)
             return
         message = json.loads(data)
         if "deadline" in message:
@@ -397,8 +320,7 @@ class Supervisor:
 
     def _look_around(self, now: float) -> None:
         """Notice who has been silent for too long, and whether anything is still wanted."""
-        for stranger in [one for one in self.strangers if one.deadline <= now]:
-            self._dismiss(stranger, "said nothing for too long")
+        self.door.look_around(now)
         for client in [one for one in self.clients.values() if now - one.heard > self.lease_s]:
             self._lose(client)
         if self.alone_since is not None and now - self.alone_since > self.lease_s:
@@ -433,11 +355,11 @@ class Supervisor:
         return self.ending
 
     def _end(self) -> None:
-        for name in (ABOUT_FILE, DOOR):
-            try:
-                os.unlink(os.path.join(self.folder, name))
-            except OSError:
-                pass
+        self.door.close()
+        try:
+            os.unlink(os.path.join(self.folder, ABOUT_FILE))
+        except OSError:
+            pass
         for client in list(self.clients.values()):
             try:
                 client.say({"event": "ending", "reason": self.ending})
