@@ -11,6 +11,7 @@ TYPE_CHECKING = False  # as in typing, whose import would cost more than all of 
 if TYPE_CHECKING:
     from typing import Any
 
+    from flow_core.apps import FlowApp
     from flow_core.calls import InvokeTask
     from flow_core.definitions import Retries
     from flow_core.errors import (
@@ -98,6 +99,7 @@ _HOMES = {
         "Flow create_volume delete_volume find_instances get_task invoke invoke_async list_tasks "
         "list_volumes mount_volume run"
     ),
+    "flow_core.apps": "FlowApp",
     "flow_core.calls": ("InvokeTask"),
     "flow_core.models": ("Instance LogChunk MountSpec Snapshot TaskConfig TaskStatus Volume VolumeSpec"),
     "flow_core.task": ("Task"),
@@ -120,6 +122,7 @@ __all__ = [
     "CallTimeoutError",
     "ConfigError",
     "Flow",
+    "FlowApp",
     "FlowError",
     "FlowTimeoutError",
     "FunctionSerializationError",

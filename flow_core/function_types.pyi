@@ -5,6 +5,7 @@ from typing import Any, Generic, Protocol, TypedDict, TypeVar, overload
 
 from typing_extensions import ParamSpec
 
+from flow_core.apps import AppFunction
 from flow_core.definitions import Retries
 from flow_core.function_options import Serialization
 from flow_core.functions import RemoteFunction
@@ -47,6 +48,15 @@ class Decorator(Protocol):
     ) -> RemoteGenerator[_P, AsyncIterator[_R], _R]: ...
     @overload
     def __call__(self, function: Callable[_P, _R], /) -> RemoteFunction[_P, _R, _R]: ...
+
+class AppDecorator(Protocol):
+    # What `app.function(…)` returns.
+    @overload
+    def __call__(
+        self, function: Callable[_P, Coroutine[Any, Any, _R]], /
+    ) -> AppFunction[_P, Coroutine[Any, Any, _R], _R]: ...
+    @overload
+    def __call__(self, function: Callable[_P, _R], /) -> AppFunction[_P, _R, _R]: ...
 
 class FunctionKeywords(TypedDict, total=False):
     # The options of a function.

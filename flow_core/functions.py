@@ -6,18 +6,16 @@ Owns how calls are made, one or many; which workers they go to is the session's.
 from __future__ import annotations
 
 import functools
-import queue
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from typing_extensions import ParamSpec
 
-from flow_core import chunks
+from flow_core import chunks, windows
 from flow_core.capture import Captured, Payload, yields
 from flow_core.definitions import PLAIN, Definition
 from flow_core.dispatch import Pool
-from flow_core.errors import FlowError, ValidationError
+from flow_core.errors import ValidationError
 from flow_core.function_options import FunctionOptions
 from flow_core.futures import Future
 from flow_core.references import SentAsFunction
@@ -125,7 +123,8 @@ class RemoteFunction(SentAsFunction, Generic[P, L, R]):
             raise ValidationError(f"max_concurrent={max_concurrent!r} must be a whole number from 1")
         wanted = {"ordered": order_outputs, "return_exceptions": return_exceptions}
         if self._yields or self._of_call != PLAIN:
-            return self._one_by_one(items, limit=max_concurrent or MAX_CONCURRENT, **wanted)
+            futures = (self._submit(_arguments(item), {}) for item in items)
+            return windows.values(futures, limit=max_concurrent or MAX_CONCURRENT, **wanted)
         return self._in_chunks(items, max_concurrent=max_concurrent, **wanted)
 
     def _in_chunks(self, items: Iterable[Any], **options: Any) -> Iterator[R]:
@@ -137,13 +136,6 @@ class RemoteFunction(SentAsFunction, Generic[P, L, R]):
 
         pool, definition = self._current()
         yield from chunks.run(pool, definition, arguments(), star=True, **options)
-
-    def _one_by_one(
-        self, items: Iterable[Any], *, limit: int, ordered: bool, return_exceptions: bool
-    ) -> Iterator[R]:
-        futures = (self._submit(_arguments(item), {}) for item in items)
-        ended = _in_order(futures, limit) if ordered else _as_they_end(futures, limit)
-        return _values(ended, return_exceptions=return_exceptions)
 
     def options(self, **overrides: Any) -> RemoteFunction[P, L, R]:
         """Return the same function with other options; this one stays as it is."""
@@ -179,56 +171,3 @@ class RemoteFunction(SentAsFunction, Generic[P, L, R]):
 
 def _arguments(item: Any) -> tuple[Any, ...]:
     return item if isinstance(item, tuple) else (item,)
-
-
-def _in_order(futures: Iterator[Future], limit: int) -> Generator[Future, None, None]:
-    """Yield futures in their order, of which at most `limit` have been made and not yielded."""
-    window: deque[Future] = deque()
-    try:
-        for future in futures:
-            window.append(future)
-            if len(window) >= limit:
-                yield window.popleft()
-        while window:
-            yield window.popleft()
-    finally:
-        _cancel(window)
-
-
-def _as_they_end(futures: Iterator[Future], limit: int) -> Generator[Future, None, None]:
-    """Yield futures that have ended, as they end; at most `limit` have been made and not yielded."""
-    ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
-    window: set[Future] = set()
-    try:
-        while True:
-            for future in futures:
-                window.add(future)
-                future.add_done_callback(ended.put)
-                if len(window) >= limit:
-                    break
-            if not window:
-                return
-            future = ended.get()
-            window.discard(future)
-            yield future
-    finally:
-        _cancel(window)
-
-
-def _values(ended: Generator[Future, None, None], *, return_exceptions: bool) -> Iterator[Any]:
-    try:
-        for future in ended:
-            try:
-                value = future.result()
-            except FlowError as error:
-                if not return_exceptions:
-                    raise
-                value = error
-            yield value
-    finally:
-        ended.close()
-
-
-def _cancel(window: Iterable[Future]) -> None:
-    for future in window:
-        future.cancel()

@@ -119,6 +119,8 @@ class TaskConfig(Value):
     """What to run and on what, as the user says it. Checked when it is made; None means "not given".
 
     Machine, exactly one: `instance_type` (or `gpu`; "a100", "8xh100", "cpu" …) or `min_gpu_memory_gb`.
+    `memory_mb` (or `memory`) is the main memory to ask of a scheduler for each machine; where nobody schedules
+    memory, as on the local machine, there is what there is.
     Command, at most one: `command` (a string runs in bash, a list is the exact argument list), `shell` (a
     string that runs in bash) or `script` (a file's content, run by its `#!` line, or by Python where it has
     none). Without any of them the machine idles until it is cancelled, for work over `task.shell()`.
@@ -130,11 +132,16 @@ class TaskConfig(Value):
     """
 
     secret_fields: ClassVar[frozenset[str]] = frozenset({"env"})
-    other_names: ClassVar[dict[str, str]] = {"gpu": "instance_type", "container_image": "image"}
+    other_names: ClassVar[dict[str, str]] = {
+        "gpu": "instance_type",
+        "container_image": "image",
+        "memory": "memory_mb",
+    }
 
     name: TaskName = Field("task", examples=["training-job"])
     instance_type: InstanceType | None = Field(None, examples=["a100", "8xh100"])
     min_gpu_memory_gb: Count | None = Field(None, gt=0, examples=[40])
+    memory_mb: Count | None = Field(None, gt=0, examples=[32768])
     command: Command | None = Field(None, examples=["python train.py", ["python", "train.py"]])
     shell: Text | None = Field(None, examples=["cd /app && python train.py"])
     script: Text | None = Field(None, examples=["#!/bin/bash\nnvidia-smi\n"])
@@ -269,6 +276,7 @@ class TaskSpec(Value):
     instance_type: str = "cpu"
     gpu_count: Count = Field(0, ge=0)
     min_gpu_memory_gb: Count | None = None
+    memory_mb: Count | None = None
     num_instances: Count = Field(1, ge=1)
     image: str | None = None
     working_dir: str | None = None

@@ -60,6 +60,8 @@ def wishes(
     options |= settings.directives
     if spec.region is not None:
         options["partition"] = spec.region
+    if spec.memory_mb is not None:
+        options["mem"] = f"{spec.memory_mb}M"
     options |= {"nodes": str(spec.num_instances), "ntasks-per-node": "1"}
     if spec.max_run_time_s is not None:
         options["time"] = str(minutes(spec.max_run_time_s, settings))
