@@ -439,6 +439,21 @@ class ProviderContract:
             provider.fetch(task_id, path, tmp_path / "into")
         assert not (tmp_path / "into").exists()
 
+    def test_another_task_opens_a_file_where_it_is_located(self, provider: Provider) -> None:
+        made = self.start(
+            provider, 'printf content > "$FLOW_TASK_DIR/made"; ln -s /etc/passwd "$FLOW_TASK_DIR/out"'
+        )
+        self.end(provider, made)
+        path = provider.locate(made, "made")
+        if path is None:
+            return  # no other task can: it is fetched and sent along
+        reader = self.start(provider, "", command=["cat", path])
+        self.end(provider, reader)
+        assert self.output(provider, reader) == "content"
+        for name in ("not-made", "../spec.json", "out"):
+            with pytest.raises((ResourceNotFoundError, ValidationError)):
+                provider.locate(made, name)
+
     # -- release
 
     def test_release_frees_the_files_and_keeps_the_record(self, provider: Provider, tmp_path: Path) -> None:

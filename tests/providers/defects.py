@@ -184,6 +184,10 @@ def fetch_from_anywhere(patch: P) -> None:
     )
 
 
+def locate_what_nobody_can_open(patch: P) -> None:
+    wrap(patch, "locate", lambda original, self, *args: original(self, *args) + ".elsewhere")
+
+
 def release_the_record_too(patch: P) -> None:
     patch.setattr(machine, "strip", shutil.rmtree)
 
@@ -229,6 +233,9 @@ DEFECTS = {
         ),
         Defect(forget_the_time_limit, "the limit needs nobody", "test_the_time_limit_ends_a_task"),
         Defect(fetch_from_anywhere, "a path that leaves the folder", "test_fetch_does_not_leave_the_folder"),
+        Defect(
+            locate_what_nobody_can_open, "where tasks … can open a file", "test_another_task_opens_a_file"
+        ),
         Defect(release_the_record_too, "status … stay readable", "test_release_frees_the_files"),
     )
 }
