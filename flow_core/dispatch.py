@@ -2,8 +2,8 @@
 
 A call is sent as soon as a worker is free. Behind a short call more short ones are sent ahead, about `_AHEAD_US` of
 work; should one of them turn out long, its worker gives back what it has not begun, and that goes elsewhere. Whoever
-waits for a call reads the connections meanwhile (`flow_core.leader`); the pool's keeper (`flow_core.keeper`) does what nobody
-waits for.
+waits for a call reads the connections meanwhile (`flow_core.leader`); the pool's keeper (`flow_core.keeper`) does what
+nobody waits for.
 """
 
 from __future__ import annotations
@@ -273,7 +273,7 @@ class Pool:
 
     # -- reading
 
-    def hear(self, line: Line, events: int) -> None:
+    def hear(self, line: Line) -> None:
         """Work in what a worker has sent. Only in the thread that leads."""
         if line.crowded:
             with self.lock:
@@ -313,7 +313,7 @@ class Pool:
 
     def _take_in(self, line: Line, frame: wire.Frame) -> Due:
         """Work in a frame that is not a plain result. Under the lock. Return the callbacks that are due."""
-        kind, codec, more, number, body = frame
+        kind, number = frame[0], frame[3]
         if kind == wire.RELEASE:
             self._released(line, number)
         elif kind == wire.SEGMENT:
@@ -321,11 +321,12 @@ class Pool:
         elif kind == wire.RETIRE:
             line.mapped.pop(number, None)
         elif number in line.inflight:
-            return self._take_in_news(line, line.inflight[number], kind, codec, more, body)
+            return self._take_in_news(line, line.inflight[number], frame)
         return []
 
-    def _take_in_news(self, line: Line, future: Future, kind: int, codec: int, more: int, body: bytes) -> Due:
+    def _take_in_news(self, line: Line, future: Future, frame: wire.Frame) -> Due:
         """Work in what is said of one call. Under the lock."""
+        kind, codec, more, _, body = frame
         if kind == wire.LOGGED:
             future.log_range = (line.index, *logged(body))
         elif kind == wire.ITEM and isinstance(future, Stream):

@@ -130,7 +130,7 @@ def _pickled(call: Any, inputs: list[Future], name: str = "") -> tuple[bytes, li
             inputs.append(value)
         return inputs.index(value)
 
-    def dump(value: Any, *, protocol: int = 5, buffer_callback: Any = None) -> bytes:
+    def dump(value: Any, *, protocol: int = 5, buffer_callback: Any = None) -> bytes:  # noqa: ARG001 - as pickle's
         try:
             return dumps(value, {}, buffer_callback=buffer_callback)[0]
         except HoldsFutures:

@@ -6,6 +6,7 @@ module owns how people wait, and knows nothing of workers or wires.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -33,10 +34,17 @@ class Runs(Protocol):
     def drive(self, future: Future, deadline: float | None) -> None:
         """Block until the future has ended, or until the deadline (`time.monotonic()`) is over."""
 
-    def cancel(self, future: Future) -> bool: ...
-    def keep(self, future: Future) -> str: ...
-    def logs(self, future: Future) -> str: ...
-    def decode(self, future: Future, parcel: Parcel) -> Any: ...
+    def cancel(self, future: Future) -> bool:
+        """See `Future.cancel`."""
+
+    def keep(self, future: Future) -> str:
+        """See `Future.id`."""
+
+    def logs(self, future: Future) -> str:
+        """See `Future.logs`."""
+
+    def decode(self, future: Future, parcel: Parcel) -> Any:
+        """Return the value of a parcel that has arrived for the call."""
 
 
 class Writing(threading.local):
@@ -235,10 +243,8 @@ class Future:
         ended = asyncio.Event()
 
         def tell(_: Future) -> None:
-            try:
+            with contextlib.suppress(RuntimeError):  # nobody waits any more: the loop is closed
                 loop.call_soon_threadsafe(ended.set)
-            except RuntimeError:  # nobody waits any more: the loop is closed
-                pass
 
         if self.runs_later(tell):
             await ended.wait()

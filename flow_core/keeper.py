@@ -130,7 +130,7 @@ class Keeper:
                 said = self.door.engine.collect(self.pool.task_id, f"logs/{worker}")[begin:end]
         return said
 
-    def _hear(self, control: Connection, _: int) -> None:
+    def _hear(self, control: Connection) -> None:
         if control.crowded:
             with self.pool.lock:
                 if control.flush():
@@ -224,7 +224,7 @@ class Keeper:
                 control.close()
                 return
             self.control = control
-            self.pool.leader.register(control.fd, lambda events: self._hear(control, events))
+            self.pool.leader.register(control.fd, lambda: self._hear(control))
 
     def _see_why_not(self, deadline: float | None) -> None:
         """Raise the error that tells why the session does not listen, unless it may yet."""
@@ -301,7 +301,7 @@ class Keeper:
                 line.close()
                 return
             pool.lines[index] = line
-            pool.leader.register(line.fd, lambda events: pool.hear(line, events))
+            pool.leader.register(line.fd, lambda: pool.hear(line))
             pool.fill(line)
 
     # -- the end

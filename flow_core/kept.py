@@ -104,14 +104,14 @@ class KeptCalls:
         future.error = error
         call_back((function, future) for function in ending(future, DONE if error is None else FAILED))
 
-    def cancel(self, future: Future) -> bool:
+    def cancel(self, _: Future) -> bool:
         """A call can only be cancelled by who made it."""
         raise FlowError(
             "this call was made by another process, which alone can cancel it",
             suggestions=[f"End its whole session: flow.cancel([{self.task_id!r}])."],
         )
 
-    def keep(self, future: Future) -> str:
+    def keep(self, _: Future) -> str:
         """Return the id: the outcome is kept already."""
         return f"{self.task_id}:{self._name}"
 
@@ -119,6 +119,6 @@ class KeptCalls:
         """Return the end of what the call printed, where it failed."""
         return str(getattr(future.error, "log_tail", ""))
 
-    def decode(self, future: Future, parcel: Parcel) -> Any:
+    def decode(self, _: Future, parcel: Parcel) -> Any:
         """Nothing arrives in parcels here."""
         raise AssertionError(parcel)

@@ -47,7 +47,7 @@ class Leader:
         self._thread = 0
         self._stands_in = False
         self._followers: deque[Waiter] = deque()
-        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._handlers: dict[int, Callable[[], None]] = {}
         self._poller = select.epoll()
         self._bell, self._ring = os.pipe()
         weakref.finalize(self, _close, self._bell, self._ring)
@@ -57,8 +57,8 @@ class Leader:
 
     # -- what is read
 
-    def register(self, fd: int, handler: Callable[[int], None]) -> None:
-        """Have `handler(events)` called, in a thread that leads, when there is something to read."""
+    def register(self, fd: int, handler: Callable[[], None]) -> None:
+        """Have `handler()` called, in a thread that leads, when there is something to read, or room to write."""
         self._handlers[fd] = handler
         self._poller.register(fd, select.EPOLLIN)
 
@@ -73,7 +73,7 @@ class Leader:
         with contextlib.suppress(OSError, ValueError):
             self._poller.unregister(fd)
 
-    def _rung(self, _: int) -> None:
+    def _rung(self) -> None:
         with contextlib.suppress(OSError):
             os.read(self._bell, 4096)
 
@@ -160,10 +160,10 @@ class Leader:
     def _turn(self, timeout_s: float) -> None:
         """Wait for news, and have it worked in."""
         handlers = self._handlers
-        for fd, events in self._poller.poll(timeout_s):
+        for fd, _ in self._poller.poll(timeout_s):
             handler = handlers.get(fd)
             if handler is not None:
-                handler(events)
+                handler()
 
 
 def _slice(deadline: float | None) -> float:

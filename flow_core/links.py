@@ -65,30 +65,32 @@ class Door:
 
     def open(self, role: str, **more: Any) -> tuple[socket.socket, dict[str, Any]]:
         """Return a connection that has proved itself, and what the session said. Raises ProviderUnavailable."""
-        assert self._key is not None
         connection = self.sessions.connect(self.task_id)
         try:
             connection.settimeout(_HANDSHAKE_S)
-            greeting = _line(connection)
-            if greeting.get("flow") != wire.VERSION:
-                raise wire.ProtocolError(
-                    f"it speaks version {greeting.get('flow')!r}, this side {wire.VERSION}"
-                )
-            ours, theirs = wire.nonce(), str(greeting.get("nonce"))
-            hello = {"flow": wire.VERSION, "nonce": ours, "role": role, "client": self.client, **more}
-            hello["memory"] = self.sessions.shares_memory
-            hello["proof"] = wire.proof(self._key, "client", ours, theirs)
-            connection.sendall(wire.line(hello))
-            welcome = _line(connection)
-            if not welcome.get("ok"):
-                raise wire.ProtocolError(str(welcome.get("error")))
-            if not wire.proves(welcome.get("proof"), self._key, "session", ours, theirs):
-                raise wire.ProtocolError("it does not know the session's key")
+            welcome = self._greet(connection, {"role": role, **more})
         except (OSError, wire.ProtocolError) as error:
             connection.close()
             raise ProviderUnavailable(f"session {self.task_id} refuses the connection: {error}") from error
         connection.setblocking(False)
         return connection, welcome
+
+    def _greet(self, connection: socket.socket, wish: dict[str, Any]) -> dict[str, Any]:
+        """Prove that we know the key, and have it proved; return the welcome. Raises ProtocolError."""
+        assert self._key is not None
+        greeting = _line(connection)
+        if greeting.get("flow") != wire.VERSION:
+            raise wire.ProtocolError(f"it speaks version {greeting.get('flow')!r}, this side {wire.VERSION}")
+        ours, theirs = wire.nonce(), str(greeting.get("nonce"))
+        proof = wire.proof(self._key, "client", ours, theirs)
+        who = {"flow": wire.VERSION, "nonce": ours, "proof": proof, "client": self.client}
+        connection.sendall(wire.line({**who, "memory": self.sessions.shares_memory, **wish}))
+        welcome = _line(connection)
+        if not welcome.get("ok"):
+            raise wire.ProtocolError(str(welcome.get("error")))
+        if not wire.proves(welcome.get("proof"), self._key, "session", ours, theirs):
+            raise wire.ProtocolError("it does not know the session's key")
+        return welcome
 
 
 def _line(connection: socket.socket) -> dict[str, Any]:

@@ -216,6 +216,7 @@ class Unpickler(pickle.Unpickler):  # the caller has allowed it
         self.found: set[type] = set()
 
     def find_class(self, module: str, name: str) -> Any:
+        """As the base class, but for what makes captured classes anew."""
         made = super().find_class(module, name)
         if module != "cloudpickle.cloudpickle":
             return made

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flow_core.errors import ProviderUnavailable
 from flow_core.providers import folder as folders
-from flow_core.runner.serve import DOOR
+from flow_core.runner.door import DOOR
 
 #: A socket's path may have 107 bytes on Linux, 103 on macOS.
 _PATH_LIMIT = 100

@@ -138,6 +138,13 @@ class Supervisor:
             pass
         connection.close()
 
+    def _stop_listening(self, control: socket.socket) -> None:
+        """Forget a worker's connection, before its descriptor is closed and can be another's."""
+        try:
+            self.selector.unregister(control)
+        except (KeyError, ValueError):
+            pass
+
     def _listen_to_worker(self, process: crew.Process) -> None:
         try:
             self.selector.get_key(process.control)
