@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
@@ -75,6 +76,9 @@ class SessionContext:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and 0 < len(value) <= 128):
                 raise ValidationError(f"{name}={value!r} must be text of 1 to 128 characters")
+
+    def __reduce__(self) -> Any:
+        return SimpleNamespace, (), vars(self)  # where the object goes, nobody knows this class
 
 
 class Runner:

@@ -23,7 +23,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in [
         name
         for name in os.environ
-        if name.startswith(("FLOW_LOCAL", "FLOW_OBJECTS", "FLOW_PROVIDER", "MITHRIL_"))
+        if name.startswith(("FLOW_LOCAL", "FLOW_OBJECTS", "FLOW_PACKAGE", "FLOW_PROVIDER", "MITHRIL_"))
     ]:
         monkeypatch.delenv(name)
     config = tmp_path / "config.yaml"
