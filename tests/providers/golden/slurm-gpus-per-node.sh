@@ -1,0 +1,12 @@
+#!/bin/sh
+#SBATCH --job-name=flow-train-0123456789abcdef-1-89abcdef
+#SBATCH --output=/scratch/ada/flow/tasks/0123456789abcdef/1/slurm.out
+#SBATCH --open-mode=append
+#SBATCH --chdir=/scratch/ada/flow/tasks/0123456789abcdef/1
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --partition=h100
+#SBATCH --gpus-per-node=8
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+
+exec /opt/python/bin/python -I -S /scratch/ada/flow/runner/0123456789abcdef batch /scratch/ada/flow/tasks/0123456789abcdef/1
