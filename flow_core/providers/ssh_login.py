@@ -81,9 +81,11 @@ def login(target: Target, *, timeout_s: float) -> Login:
             following = (*target.jumps, target)[target.jumps.index(hop) + 1]
             sock = _through(jump, hop, following, deadline)
         return Login(_one(target, sock, deadline, under), under)
-    except BaseException:
+    except BaseException as error:
         for one in reversed(under):
             one.kill() if isinstance(one, subprocess.Popen) else one.close()
+        if isinstance(error, (paramiko.SSHException, EOFError, OSError)):
+            raise HostUnreachable(f"{target} ended the connection: {_words(error)}") from error
         raise
 
 
@@ -218,12 +220,13 @@ def _greet(target: Target, way: socket.socket | paramiko.Channel, deadline: floa
     options.key_types = (*preferred, *(kind for kind in options.key_types if kind not in preferred))
     try:
         transport.start_client(timeout=left)
+        transport.get_remote_server_key()  # which start_client has not waited for when its time was over
     except (paramiko.SSHException, EOFError, OSError) as error:
         transport.close()
         words = _words(error)
         if "banner" in words and time.monotonic() < deadline - 0.05:
             raise _Dropped(words) from error
-        if "banner" in words:
+        if "banner" in words or "No existing session" in words:
             words = "it takes connections but does not answer"
         raise HostUnreachable(f"{target} cannot be talked to: {words}") from error
     return transport
@@ -298,6 +301,8 @@ def _prove(target: Target, transport: paramiko.Transport, deadline: float) -> No
                 target, tried, f"it takes {' or '.join(error.allowed_types)}, and no key"
             ) from error
         except paramiko.AuthenticationException as error:
+            if "timeout" in str(error).lower():  # it is not the key that was wrong
+                raise HostUnreachable(f"{target} did not answer the login in time") from error
             tried.append(f"{label}: {_said(error)}")
         except (paramiko.SSHException, EOFError, OSError) as error:
             if not transport.is_active() and tried:

@@ -340,7 +340,7 @@ class AgentClient:
                 if time.monotonic() > deadline:
                     raise NoAgent({"error": "silent"}, _text(seen)) from None
                 continue
-            except OSError as error:
+            except (OSError, EOFError) as error:
                 raise NoAgent({"error": "ended", "reason": str(error)}, _text(seen)) from error
             if not piece:
                 raise NoAgent({"error": "ended"}, _text(seen))
@@ -422,7 +422,7 @@ class AgentClient:
             except TimeoutError:
                 if time.monotonic() > deadline:  # half a message is there: nothing else can follow it
                     self._end("it took nothing more")
-            except OSError as error:
+            except (OSError, EOFError) as error:
                 self._end(str(error) or "it was closed")
 
     def _broken(self) -> Broken:
@@ -445,7 +445,7 @@ class AgentClient:
                 except TimeoutError:
                     data = b""
                     self._look_for_life()
-        except (OSError, frames.Garbled, Broken) as error:
+        except (OSError, EOFError, frames.Garbled, Broken) as error:
             self._end(str(error) or type(error).__name__)
 
     def _take(self, head: dict[str, Any], data: bytes) -> None:
