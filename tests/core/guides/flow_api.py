@@ -1,0 +1,126 @@
+"""The examples of the guide on the Flow API, in its order; left out is what needs a cloud or a container engine."""
+
+# mypy: ignore-errors
+
+from flow_core import Flow, FlowApp, SpecRejected, TaskConfig, VolumeSpec, invoke
+
+# ------------------------------------------------------------ Primary interface
+
+# Initialize client (auto-discovers configuration)
+flow = Flow()
+
+# Simple execution
+task = flow.run("python train.py", instance_type="a100")
+task.wait()
+print(task.status.value)  # completed
+
+# Full configuration
+config = TaskConfig(
+    name="training-job",
+    instance_type="2xa100",
+    command=["python", "train.py", "--distributed"],
+    volumes=[VolumeSpec(size_gb=1, name="datasets")],
+    env={"BATCH_SIZE": "256"},
+    max_price_per_hour=50.0,
+    max_run_time_hours=24.0,
+)
+
+# ------------------------------------------------------------ Task lifecycle
+
+# Submit and get Task object
+task = flow.run(config)
+
+# Task object provides complete control
+print(f"Task ID: {task.task_id}".startswith("Task ID: training-job-"))  # True
+print(f"Cost per hour: {task.cost_per_hour}")  # Cost per hour: $0.00
+
+# Stream logs in real-time
+for line in task.logs(follow=True):
+    if "loss:" in line:
+        print(line.strip())  # loss: 0.01 with batches of 256
+    if task.is_terminal:
+        break
+
+# Wait for completion
+task.wait(timeout=3600)
+print(f"Status: {task.status.value}")  # Status: completed
+
+# Graceful termination
+task.cancel()
+
+# ------------------------------------------------------------ Instance discovery
+
+instances = flow.find_instances({"gpu_memory_gb": 0, "max_price": 10.0})
+for inst in instances[:5]:
+    print(f"{inst['instance_type']}: ${inst['price_per_hour']}/hr")  # 1xa100: $0.0/hr / 2xa100: $0.0/hr
+
+# ------------------------------------------------------------ Decorator pattern
+
+app = FlowApp()
+
+
+@app.function(gpu="a100", memory=32768)
+def train_model(data_path: str, epochs: int = 100):
+    # Training logic
+    return {"accuracy": 0.95, "loss": 0.01, "epochs": epochs}
+
+
+# Remote execution
+result = train_model.remote("s3://bucket/data", epochs=200)
+print(result)  # {'accuracy': 0.95, 'loss': 0.01, 'epochs': 200}
+
+# Local execution
+local_result = train_model("./local_data.csv")
+print(local_result)  # {'accuracy': 0.95, 'loss': 0.01, 'epochs': 100}
+
+# Async execution
+task = train_model.spawn("s3://bucket/data")
+print(task.task_id.startswith("train"))  # True
+print(task.result())  # {'accuracy': 0.95, 'loss': 0.01, 'epochs': 100}
+
+# ------------------------------------------------------------ Zero-import invocation
+
+result = invoke("train.py", "train_model", args=["s3://bucket/data"], kwargs={"epochs": 200}, gpu="a100")
+print(result)  # {'accuracy': 0.95, 'epochs': 200, 'gpus': '0'}
+
+# ------------------------------------------------------------ Code upload
+
+task = flow.run("python train.py", instance_type="a100")
+task.wait()
+task = flow.run("python train.py", instance_type="a100", upload_code=False)
+task.wait()
+print(task.status.value)  # failed
+
+# ------------------------------------------------------------ Volume management
+
+# Create persistent storage
+volume = flow.create_volume(size_gb=1, name="training-data")
+
+# List volumes
+volumes = flow.list_volumes()
+for vol in volumes:
+    print(f"{vol.name}: {vol.size_gb}GB")  # datasets: 1GB / training-data: 1GB
+
+# Attach to task
+config = TaskConfig(
+    instance_type="cpu",
+    command="ls -d volumes/training-data",
+    volumes=[VolumeSpec(volume_id=volume.volume_id)],
+)
+task = flow.run(config)
+task.wait()
+print(task.logs().strip())  # volumes/training-data
+
+# Delete volume
+flow.delete_volume(volume.volume_id)
+
+# ------------------------------------------------------------ Structured errors
+
+try:
+    flow.run("python train.py", instance_type="64xa100")
+except SpecRejected as e:
+    print(f"Error: {e.message}")  # Error: instance_type '64xa100' asks for 64 GPUs, and this machine has 2
+    print("Suggestions:")  # Suggestions:
+    for suggestion in e.suggestions:
+        print(f"  - {suggestion[:20]}")  #   - Ask for fewer GPUs,
+    print(f"Error code: {e.error_code}")  # Error code: spec-rejected
