@@ -122,5 +122,5 @@ except SpecRejected as e:
     print(f"Error: {e.message}")  # Error: instance_type '64xa100' asks for 64 GPUs, and this machine has 2
     print("Suggestions:")  # Suggestions:
     for suggestion in e.suggestions:
-        print(f"  - {suggestion[:20]}")  #   - Ask for fewer GPUs,
+        print(f"  - {suggestion[:19]}")  #   - Ask for fewer GPUs,
     print(f"Error code: {e.error_code}")  # Error code: spec-rejected
