@@ -25,6 +25,7 @@ from flow_core.providers import folder as folders
 from flow_core.providers import slurm_machines, slurm_script
 from flow_core.providers.folder import Job
 from flow_core.providers.slurm_script import Batch
+from flow_core.providers.slurm_shell import SlurmShell
 from flow_core.providers.slurm_site import Site
 from flow_core.providers.spi import Provider
 from flow_core.providers.transport import fetch_file
@@ -109,7 +110,7 @@ class SlurmProvider(Provider):
         return slurm_script.wishes(spec, self.settings, machine)
 
     def _batch(self, task_id: str, wishes: Mapping[str, str | None]) -> Batch:
-        folder = str(folders.place(Path(self.site.home) / "tasks", task_id))
+        folder = str(folders.place(self.site.tasks, task_id))
         return Batch(
             name=job_name(self.site.home, task_id),
             folder=folder,
@@ -138,7 +139,7 @@ class SlurmProvider(Provider):
     def _job(self, spec: TaskSpec, task_id: str) -> dict[str, Any]:
         """Return the runner's orders."""
         folders.reject_sources((mount.source for mount in spec.data_mounts), self.name)
-        folder = str(folders.place(Path(self.site.home) / "tasks", task_id))
+        folder = str(folders.place(self.site.tasks, task_id))
         mounts = [(mount.source.removeprefix("file://"), mount.target) for mount in spec.data_mounts]
         if mounts and spec.image is None:
             raise SpecRejected(
@@ -274,7 +275,11 @@ class SlurmProvider(Provider):
         return chunk
 
     def fetch(self, task_id: str, path: str, into: Path) -> None:
-        fetch_file(self.site.transport, self.site.ask("locate", task_id=task_id, name=path).value, into)
+        fetch_file(self.site.transport, str(self.locate(task_id, path)), into)
+
+    def locate(self, task_id: str, path: str) -> str | None:
+        found: str = self.site.ask("locate", task_id=task_id, name=path).value
+        return found
 
     # -- ending
 
@@ -290,3 +295,7 @@ class SlurmProvider(Provider):
 
     def find_instances(self) -> Sequence[Instance]:
         return slurm_machines.instances(self.settings, self.site.slurm("slurm_nodes", tools=1))
+
+    @property
+    def shell(self) -> SlurmShell:
+        return SlurmShell(self.site)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -16,6 +17,7 @@ from flow_core.providers import folder as folders
 from flow_core.providers.transport import DEADLINE_S, BlobsMissing, LocalTransport, Transport, send_blob
 from flow_core.runner import machine
 from flow_core.runner.agent import Answer
+from flow_core.runner.cluster import environment
 
 
 class Site:
@@ -55,6 +57,11 @@ class Site:
         return self._places[0]
 
     @property
+    def tasks(self) -> Path:
+        """The folder of the tasks' folders."""
+        return Path(self.home) / "tasks"
+
+    @property
     def runner(self) -> str:
         """The folder of the runner's files."""
         return self._places[1]
@@ -73,6 +80,15 @@ class Site:
         limit = self.settings.command_timeout_s
         args = {**args, "deadline_s": limit}
         return self.transport.call(verb, args, data=data, deadline_s=limit * tools + DEADLINE_S).value
+
+    def terminal(self, argv: Sequence[str], *, pty: bool) -> int:  # noqa: ARG002
+        """Run one of Slurm's tools on our terminal; return its exit code."""
+        if self.local:
+            return subprocess.run(argv, env=environment(), check=False).returncode
+        done = self.transport.run(argv, deadline_s=3600.0)
+        sys.stdout.buffer.write(done.stdout)
+        sys.stderr.buffer.write(done.stderr)
+        return done.code
 
     # -- files
 

@@ -20,6 +20,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import time
 from typing import Any
 
@@ -38,16 +39,19 @@ _HERE = ("TMPDIR", "XDG_RUNTIME_DIR")
 _TAIL_BYTES = 4096
 
 
+def environment() -> dict[str, str]:
+    """Return the variables for Slurm's tools; sbatch takes them to the nodes."""
+    own = {name: os.environ[name] for name in _OWN if name in os.environ}
+    base = {**base_environment(sys.executable), **own, "PATH": os.environ.get("PATH", os.defpath)}
+    return {name: value for name, value in base.items() if name not in _HERE}
+
+
 def tool(argv: list[str], *, deadline_s: float, cwd: str | None = None) -> tuple[int, str, str]:
     """Run one of Slurm's tools: (exit code, stdout, stderr). Raises Refused (deadline, no-tool)."""
-    own = {name: os.environ[name] for name in _OWN if name in os.environ}
-    env = {**base_environment(argv[0]), **own, "PATH": os.environ.get("PATH", os.defpath)}
-    for name in _HERE:
-        env.pop(name, None)
     try:
         done = subprocess.run(
             argv,
-            env=env,
+            env=environment(),
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -207,9 +207,9 @@ class NodeRunner(Runner):
         os.write(1, json.dumps({"rank": self.rank, **report}).encode() + b"\n")
 
 
-def main(folder: str) -> int:
+def main(argv: list[str]) -> int:
     """Run the rank that `srun` has given this process; the leader hears how it ended."""
-    runner = NodeRunner(folder, int(os.environ["SLURM_PROCID"]))
+    runner = NodeRunner(argv[0], int(os.environ["SLURM_PROCID"]))
     runner.listen()
     runner.tell(runner.work())
     if runner.guard is not None:
