@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import processes_under
+from tests.core.test_services import until
 
 PAGE = Path(__file__).parents[2] / "docs" / "services.md"
 EXAMPLES = dict(
@@ -39,4 +40,4 @@ def test_the_example_prints_what_it_says(title: str, storage: str | None, home: 
     assert expected and done.stderr == ""
     assert [path.name for path in folder.iterdir()] == ["app.py"]
     assert len(list(shared.iterdir())) == (storage is not None)
-    assert processes_under(home) == []
+    until(lambda: processes_under(home) == [])

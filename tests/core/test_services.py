@@ -51,7 +51,7 @@ def shared_runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
         "tests", code_root=folder, flow=Flow("local", local={"home": home}), workers=3, env=env
     ) as runner:
         yield runner
-    assert processes_under(home) == []
+    until(lambda: processes_under(home) == [])
 
 
 @pytest.fixture
@@ -693,7 +693,7 @@ def test_a_service_with_a_name_has_a_runner_of_its_own(
     assert service.add(1).get() == 4
     service.close()
     service.close()
-    assert processes_under(home) == []
+    until(lambda: processes_under(home) == [])
 
 
 def test_a_runner_that_nobody_closes_leaves_nothing_behind(home: Path, tmp_path: Path) -> None:
@@ -708,4 +708,4 @@ def test_a_runner_that_nobody_closes_leaves_nothing_behind(home: Path, tmp_path:
         [sys.executable, "-c", program], cwd=tmp_path / "empty", capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.stderr, done.returncode) == ("2\n", "", 0)
-    assert processes_under(home) == []
+    until(lambda: processes_under(home) == [])
