@@ -65,7 +65,7 @@ class _TaskRun:
     def __init__(self, task: InvokeTask) -> None:
         self.task = task
         self.task_id = task.task_id
-        self._lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def drive(self, future: Future, deadline: float | None) -> None:
         """Wait for the task, and take its outcome in."""
@@ -73,15 +73,17 @@ class _TaskRun:
             self.task.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
         except TimeoutError:
             return
-        with self._lock:
+        outcome, error = None, None
+        try:
+            outcome = (self.task.result(),)
+        except FlowError as failure:
+            error = failure
+        with self.lock:
             if future.state >= DONE:
                 return
-            try:
-                future.outcome = (self.task.result(),)
-            except FlowError as error:
-                future.error = error
-            callbacks = ending(future, DONE if future.error is None else FAILED)
-        call_back((function, future) for function in callbacks)
+            future.outcome, future.error = outcome, error
+            due = [(function, future) for function in ending(future, DONE if error is None else FAILED)]
+        call_back(due)
 
     def cancel(self, _: Future) -> bool:
         """Ask the task to stop."""
