@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from flow_core.calls import InvokeTask
@@ -65,7 +66,7 @@ class _TaskRun:
     def __init__(self, task: InvokeTask) -> None:
         self.task = task
         self.task_id = task.task_id
-        self.lock = threading.RLock()
+        self.lock: AbstractContextManager[Any] = threading.RLock()
 
     def drive(self, future: Future, deadline: float | None) -> None:
         """Wait for the task, and take its outcome in."""
