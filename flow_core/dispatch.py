@@ -42,6 +42,17 @@ _MAX_QUEUED = 10_000
 _HELP_EVERY = 16
 _CREDIT = 16
 
+#: Another object in every process that was forked: what belongs to the parent is then noticed without a system call.
+_generation = object()
+
+
+def _forked() -> None:
+    global _generation  # noqa: PLW0603 - there is one process as well
+    _generation = object()
+
+
+os.register_at_fork(after_in_child=_forked)
+
 Due = list[tuple[Callable[[Any], object], Future]]
 
 
@@ -74,7 +85,7 @@ class Pool:
         self.over: BaseException | None = None
         self._idle: list[Line] = []
         self._numbers = itertools.count(1)
-        self._pid = os.getpid()
+        self._generation = _generation
         self.keeper.start()
 
     @classmethod
@@ -103,17 +114,14 @@ class Pool:
         unstarted this waits for some to start. Raises SerializationError, SessionClosedError.
         """
         made = (Stream if definition.generator else Future)(self, definition, options)
-        if args or kwargs:
-            made.body = encoding.arguments(definition.codec, args, kwargs or {}, self.arena)
-        else:
-            made.body = encoding.NO_ARGUMENTS[definition.codec]
+        made.body = encoding.arguments(definition.codec, args, kwargs, self.arena)
         return self.enter(made)
 
     def enter(self, made: Future) -> Future:
         """Send a call whose arguments are written down, or queue it."""
         inputs = made.body.inputs
         with self.lock:
-            if self.over is not None or os.getpid() != self._pid:
+            if self.over is not None or self._generation is not _generation:
                 raise self._refusal()
             made.number = next(self._numbers)
             self.open_calls += 1
@@ -295,7 +303,8 @@ class Pool:
                 if future is not None:
                     self._settle(line, future, micros)
                     future.parcel = line.parcel(codec, body)
-                    due += [(function, future) for function in ending(future, DONE)]
+                    for function in ending(future, DONE):
+                        due.append((function, future))
             if line.returned:
                 line.give_back()
             self.fill(line)
@@ -533,7 +542,7 @@ class Pool:
 
     def close(self) -> None:
         """End the session: calls that have not ended are cancelled, and no process of it is left. Idempotent."""
-        if self.over is None and os.getpid() == self._pid:
+        if self.over is None and self._generation is _generation:
             self.keeper.close_session()
 
     def leave(self) -> None:

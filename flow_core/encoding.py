@@ -30,6 +30,8 @@ class Encoded(NamedTuple):
     many: str = ""
 
 
+_NAMES = b"\x93"  # STACK_GLOBAL, by which a pickle of protocol 4 and later names what is not a plain value
+
 NO_ARGUMENTS: Mapping[str, Encoded] = {
     "json": Encoded(parcels.JSON, b"[[],{}]"),
     "pickle": Encoded(parcels.PICKLE, pickle.dumps(((), {}), 5)),
@@ -37,13 +39,21 @@ NO_ARGUMENTS: Mapping[str, Encoded] = {
 
 
 def arguments(
-    codec: str, args: Sequence[Any], kwargs: Mapping[str, Any], arena: parcels.Arena | None
+    codec: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None, arena: parcels.Arena | None
 ) -> Encoded:
     """Write down the arguments of a call as they are now; large ones into segments of `arena`, where there is one.
 
     Raises SerializationError with the path of the first argument that cannot travel.
     """
-    return _as_json(args, kwargs, arena) if codec == "json" else _as_pickle(args, kwargs, arena)
+    if not args and not kwargs:
+        return NO_ARGUMENTS[codec]
+    if codec == "json":
+        return _as_json(args, kwargs or {}, arena)
+    if not kwargs and parcels.are_simple(args):
+        body = pickle.dumps((tuple(args), {}), 5)
+        if len(body) < parcels.LARGE_BYTES:
+            return Encoded(parcels.PICKLE, body)
+    return _as_pickle(args, kwargs or {}, arena)
 
 
 def _as_json(args: Sequence[Any], kwargs: Mapping[str, Any], arena: parcels.Arena | None) -> Encoded:
@@ -157,6 +167,8 @@ def _pickled(call: Any, inputs: list[Future], name: str = "") -> tuple[bytes, li
 def value(parcel: parcels.Parcel, codec: str, task_id: str) -> Any:
     """Return the value of a parcel that a worker has sent; a pickle only where `codec` says that one is expected."""
     plain = parcel.codec & ~parcels.PARTS
+    if parcel.codec == parcels.PICKLE and codec == "pickle" and _NAMES not in parcel.body:
+        return pickle.loads(parcel.body)  # noqa: S301 - with no name in it, it makes nothing but plain values
     if plain == parcels.PICKLE and codec != "pickle":
         raise ResultError("the worker sent a pickle where JSON was asked for", task_id=task_id)
     try:

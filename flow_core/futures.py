@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flow_core.errors import CallCancelledError, TimeoutError, ValidationError
@@ -23,13 +24,15 @@ log = logging.getLogger("flow_core")
 
 #: Where a call is: waiting for its inputs or a worker; sent to one; ended.
 QUEUED, SENT, DONE, FAILED = range(4)
+_NONE: list[Callable[[Any], object]] = []
 _STATUS = ("queued", "running", "done", "failed")
 
 
 class Runs(Protocol):
-    """What a future needs of whatever runs its call."""
+    """What a future needs of whatever runs its call. `lock` is held while it changes, and may be taken again."""
 
     task_id: str
+    lock: AbstractContextManager[Any]
 
     def drive(self, future: Future, deadline: float | None) -> None:
         """Block until the future has ended, or until the deadline (`time.monotonic()`) is over."""
@@ -223,7 +226,7 @@ class Future:
 
     def runs_later(self, function: Callable[[Future], object]) -> bool:
         """Add a callback unless the call has ended. Return whether it will be called."""
-        with _callbacks_lock:
+        with self.runs.lock:
             if self.state >= DONE:
                 return False
             if self.callbacks is None:
@@ -262,17 +265,15 @@ def _from_id(call_id: str) -> Future:
     return Future.from_id(call_id)
 
 
-#: Held for a moment, by whoever adds a callback and by whoever ends a call.
-_callbacks_lock = threading.Lock()
-
-
 def ending(future: Future, state: int) -> list[Callable[[Future], object]]:
-    """Give a future its final state; return the callbacks that are due. Who waits for it is woken."""
-    with _callbacks_lock:
-        future.state = state
-        callbacks, future.callbacks = future.callbacks, None
-    wake(future)
-    return callbacks or []
+    """Give a future its final state; return the callbacks that are due. Who waits for it is woken. Under the lock."""
+    future.state = state
+    if future.waiters is not None:
+        wake(future)
+    if future.callbacks is None:
+        return _NONE
+    callbacks, future.callbacks = future.callbacks, None
+    return callbacks
 
 
 class Sleeper(Protocol):
@@ -284,7 +285,7 @@ class Sleeper(Protocol):
 
 def follow(future: Future, waiter: Sleeper) -> bool:
     """Have `waiter` woken when the future ends, or has another value; return False when it has ended."""
-    with _callbacks_lock:
+    with future.runs.lock:
         if future.state >= DONE:
             return False
         if future.waiters is None:
@@ -294,7 +295,7 @@ def follow(future: Future, waiter: Sleeper) -> bool:
 
 
 def wake(future: Future) -> None:
-    """Wake all who wait for a future; who waits on will follow again."""
+    """Wake all who wait for a future; who waits on will follow again. Under the lock."""
     waiters, future.waiters = future.waiters, None
     for waiter in waiters or ():
         waiter.wake()

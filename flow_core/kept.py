@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from typing import Any
 
@@ -46,6 +47,7 @@ class KeptCalls:
 
     def __init__(self, flow: Flow, task_id: str, name: str, serialization: str) -> None:
         self.flow = flow
+        self.lock = threading.RLock()
         self.task_id = task_id
         self._name = name
         self._serialization = serialization
@@ -101,8 +103,10 @@ class KeptCalls:
 
     @staticmethod
     def _end(future: Future, error: FlowError | None) -> None:
-        future.error = error
-        call_back((function, future) for function in ending(future, DONE if error is None else FAILED))
+        with future.runs.lock:
+            future.error = error
+            due = [(function, future) for function in ending(future, DONE if error is None else FAILED)]
+        call_back(due)
 
     def cancel(self, _: Future) -> bool:
         """A call can only be cancelled by who made it."""

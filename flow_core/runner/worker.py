@@ -324,7 +324,9 @@ class Worker:
             if len(head) < parcels.LARGE_BYTES or stream.arena is None:
                 return codec, head
             buffers: list[Any] = []
-        elif value is None or parcels.is_simple((value,)):
+        elif parcels.are_simple((value,)):
+            head, buffers = pickle.dumps(value, 5), []
+        elif parcels.is_simple((value,)):
             head, buffers = parcels.pickled(value, pickle.dumps)
         else:
             head, buffers = pickles.dumps_with_buffers(value, name)
