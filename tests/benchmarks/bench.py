@@ -11,6 +11,7 @@ import argparse
 import importlib.util
 import json
 import os
+import pickle
 import statistics
 import subprocess
 import sys
@@ -59,7 +60,8 @@ def fresh_pool() -> None:
 def rows(home: Path) -> list[Row]:
     from flow_core import Flow
 
-    flow = Flow("local", local={"home": str(home), "gpus": 4})
+    flow = Flow("local", local={"home": str(home), "gpus": 4}, objects={"home": str(home / "objects")})
+    large = flow.objects.put(pickle.PickleBuffer(bytearray(100_000_000)), codec="pickle")
     module = home / "noop.py"
     module.write_text(NOOP)
     measured = [
@@ -77,6 +79,10 @@ def rows(home: Path) -> list[Row]:
         ),
         Row("invoke a no-op from a file", lambda: timed(lambda: flow.invoke(module, "noop"))),
         Row("call a live no-op (cloudpickle)", lambda: timed(lambda: flow.call_async(noop).get_result())),
+        Row(
+            "the same, given 100 MB by reference",
+            lambda: timed(lambda: flow.call_async(len, [large]).get_result()),
+        ),
         Row("peer: a fresh spawn pool", lambda: timed(fresh_pool)),
     ]
     if importlib.util.find_spec("submitit") is not None:

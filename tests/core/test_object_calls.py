@@ -334,8 +334,11 @@ class Elsewhere(LocalProvider):
     def locate(self, task_id: str, path: str) -> str:
         return super().locate(task_id, path) if self.sees else None  # type: ignore[return-value]
 
+    def read(self, task_id: str, path: str) -> bytes:
+        return Path(LocalProvider.locate(self, task_id, path)).read_bytes()
+
     def fetch(self, task_id: str, path: str, into: Path) -> None:
-        into.write_bytes(Path(LocalProvider.locate(self, task_id, path)).read_bytes())
+        into.write_bytes(self.read(task_id, path))
 
 
 class Cluster(Elsewhere):
