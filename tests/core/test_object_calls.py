@@ -172,6 +172,17 @@ def test_arrays_go_from_call_to_call_without_passing_through_here(flow: Flow) ->
     assert np.array_equal(objects.get(second, allow_pickle=True), np.full((500, 500), 4.0))
 
 
+def overwrite(data: Any) -> float:
+    data[:] = 7
+    return float(data.sum())
+
+
+def test_a_function_that_writes_into_its_argument_changes_nobody_elses(flow: Flow) -> None:
+    ref = objects.put(np.ones(1_000_000), codec="pickle")
+    assert flow.call_async(overwrite, [ref]).get_result(60) == 7_000_000
+    assert objects.get(ref, allow_pickle=True).sum() == 1_000_000
+
+
 def test_a_reference_is_found_wherever_a_live_call_refers_to_it(flow: Flow) -> None:
     ref = objects.put(np.ones(10), codec="pickle")
     factor = objects.put(3.0)
