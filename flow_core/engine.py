@@ -7,10 +7,9 @@ all who wait, what an end means as an exception.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import logging
-import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 
 from flow_core.errors import (
     TaskCancelledError,
@@ -127,10 +126,14 @@ class Engine:
         provider cannot give at the moment is asked for again. Raises TimeoutError after `timeout` seconds.
         """
         deadline = None if timeout is None else self.clock.now() + timeout
-        interval = self.provider.poll_interval_s
-        with self.watch.interest(task_ids):
+        with self.watch.interest(task_ids), contextlib.ExitStack() as closing:
+            bell = self.provider.bell(task_ids)
+            if bell is not None:
+                closing.callback(bell.close)
+            interval = self.provider.poll_interval_s if bell is None else SLICE_S
+            rung = False
             while True:
-                seen = self.watch.look(task_ids, max_age_s=interval)
+                seen = self.watch.look(task_ids, max_age_s=0.0 if rung else interval)
                 ended = [one for one in seen.values() if one.status.final]
                 if len(ended) == len(set(task_ids)) or (any_of and ended):
                     return seen
@@ -144,7 +147,7 @@ class Engine:
                     max(self.provider.poll_interval_s, interval * 1.05),
                     max(SLICE_S, self.provider.poll_interval_s),
                 )
-                self.clock.sleep(min(SLICE_S, interval, SLICE_S if left is None else left))
+                rung = self.clock.sleep(min(SLICE_S, interval, SLICE_S if left is None else left), bell)
 
     # -- reading
 
@@ -199,10 +202,7 @@ class Engine:
 
     def collect(self, task_id: str, name: str) -> bytes:
         """Return the contents of a file of the task's folder. Raises ResourceNotFoundError."""
-        with tempfile.TemporaryDirectory(prefix="flow-") as folder:
-            into = Path(folder) / "file"
-            self.provider.fetch(task_id, name, into)
-            return into.read_bytes()
+        return self.provider.read(task_id, name)
 
     def failure(self, seen: Snapshot) -> TaskExecutionError:
         """Build the exception for a task that ended without success: what happened, and the end of its output."""

@@ -6,6 +6,7 @@ Never sleeps and starts no thread: whoever finds an answer too old asks for ever
 from __future__ import annotations
 
 import logging
+import select
 import threading
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ from typing import Protocol
 
 from flow_core.errors import ProviderUnavailable
 from flow_core.models import Snapshot
-from flow_core.providers.spi import Provider
+from flow_core.providers.spi import Bell, Provider
 
 log = logging.getLogger("flow_core")
 
@@ -25,8 +26,8 @@ class Clock(Protocol):
     def now(self) -> float:
         """Return seconds on a clock that only goes forward."""
 
-    def sleep(self, seconds: float) -> None:
-        """Wait."""
+    def sleep(self, seconds: float, bell: Bell | None = None) -> bool:
+        """Wait, at most until the bell rings; return whether it did."""
 
 
 class SystemClock:
@@ -36,9 +37,18 @@ class SystemClock:
         """Return `time.monotonic()`."""
         return time.monotonic()
 
-    def sleep(self, seconds: float) -> None:
-        """Call `time.sleep`."""
-        time.sleep(seconds)
+    def sleep(self, seconds: float, bell: Bell | None = None) -> bool:
+        """Call `time.sleep`, or poll(2) where there is a bell."""
+        if bell is None:
+            time.sleep(seconds)
+            return False
+        ears = select.poll()
+        ears.register(bell, select.POLLIN)
+        end = self.now() + seconds
+        while ears.poll(max(0.0, end - self.now()) * 1000):
+            if bell.heard():
+                return True
+        return False
 
 
 class Watch:

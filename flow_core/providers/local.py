@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from flow_core.config import Settings
-from flow_core.errors import ProviderUnavailable, SpecRejected
+from flow_core.errors import ProviderUnavailable, SpecRejected, TaskNotFoundError
 from flow_core.ids import TaskId
 from flow_core.models import Instance, LogChunk, Snapshot, TaskSpec
 from flow_core.providers import folder as folders
 from flow_core.providers.folder import Job
+from flow_core.providers.local_bell import FolderBell
 from flow_core.providers.local_machine import Devices, container_engine
 from flow_core.providers.local_sessions import LocalSessions
 from flow_core.providers.local_shell import LocalShell
@@ -142,10 +143,19 @@ class LocalProvider(Provider):
             for task_id, known in facts.items()
         }
 
+    def bell(self, task_ids: Collection[str]) -> FolderBell | None:
+        try:
+            return FolderBell.on([folders.place(self.tasks, task_id) for task_id in task_ids])
+        except TaskNotFoundError:
+            return None
+
     def read_log(self, task_id: str, *, node: int = 0, offset: int = 0, limit: int = 65536) -> LogChunk:
         with folders.told():
             data, next_offset, end = machine.read_log(str(self.home), task_id, node, offset, limit)
         return LogChunk(data=data, next_offset=next_offset, end=end)
+
+    def read(self, task_id: str, path: str) -> bytes:
+        return Path(self.locate(task_id, path)).read_bytes()
 
     def fetch(self, task_id: str, path: str, into: Path) -> None:
         source = self.locate(task_id, path)

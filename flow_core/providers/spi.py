@@ -8,6 +8,7 @@ only promises that one id is started once. `flow_core.testing.ProviderContract` 
 from __future__ import annotations
 
 import socket
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -69,6 +70,13 @@ class Provider(ABC):
         A final status never changes again. A native state that we do not know is not an end.
         """
 
+    def bell(self, task_ids: Collection[str]) -> Bell | None:  # noqa: ARG002
+        """Return something that rings as soon as one of these tasks ends; None where nothing does.
+
+        Only a hint that it is time to ask: it may ring for nothing, or not at all. The caller closes it.
+        """
+        return None
+
     @abstractmethod
     def read_log(self, task_id: str, *, node: int = 0, offset: int = 0, limit: int = 65536) -> LogChunk:
         """Return up to `limit` bytes of a node's output from byte `offset`; a negative offset counts from the end.
@@ -92,6 +100,13 @@ class Provider(ABC):
 
         Raises TaskNotFoundError, ResourceNotFoundError (no such file), ValidationError (a path that leaves the folder).
         """
+
+    def read(self, task_id: str, path: str) -> bytes:
+        """Return the content of a file of the task's folder. Raises what `fetch` raises."""
+        with tempfile.TemporaryDirectory(prefix="flow-") as folder:
+            into = Path(folder) / "file"
+            self.fetch(task_id, path, into)
+            return into.read_bytes()
 
     def locate(self, task_id: str, path: str) -> str | None:  # noqa: ARG002
         """Return where tasks that are submitted now can open a file of this task's folder; None where they cannot.
@@ -127,6 +142,19 @@ class Provider(ABC):
     def sessions(self) -> Sessions | None:
         """Byte streams to a running task's supervisor of calls, None where the back end has none."""
         return None
+
+
+class Bell(Protocol):
+    """Tells when it is time to ask for tasks again."""
+
+    def fileno(self) -> int:
+        """Return a descriptor that can be read when there is something to hear."""
+
+    def heard(self) -> bool:
+        """Take in what there is to hear, without waiting; return whether it says that a task has ended."""
+
+    def close(self) -> None:
+        """Hear no more."""
 
 
 class Volumes(Protocol):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from flow_core.errors import ResourceNotFoundError, TaskNotFoundError
 from flow_core.ids import TaskId
 from flow_core.models import Instance, LogChunk, Snapshot, TaskSpec, TaskStatus
-from flow_core.providers.spi import Provider
+from flow_core.providers.spi import Bell, Provider
 
 
 class FakeClock:
@@ -24,10 +24,11 @@ class FakeClock:
     def now(self) -> float:
         return self.time
 
-    def sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: float, bell: Bell | None = None) -> bool:
         self.slept.append(seconds)
         self.time += seconds
         self.on_sleep(self.time)
+        return bell is not None and bell.heard()
 
 
 class FakeProvider(Provider):

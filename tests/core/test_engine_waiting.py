@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import random
 import signal
 import threading
@@ -221,3 +222,40 @@ def test_a_handle_that_has_seen_the_end_does_not_ask_again() -> None:
     task.wait()
     assert task.result() is None
     assert fake.calls == []
+
+
+class Rings:
+    """A bell that is rung by hand: a pipe."""
+
+    def __init__(self) -> None:
+        self.ear, self.rope = os.pipe()
+        self.closed = False
+
+    def fileno(self) -> int:
+        return self.ear
+
+    def heard(self) -> bool:
+        return os.read(self.ear, 1) == b"!"
+
+    def close(self) -> None:
+        self.closed = True
+        os.close(self.ear)
+
+
+def test_a_wait_that_hears_of_an_end_asks_at_once_and_hears_no_more_afterwards() -> None:
+    fake, bell = FakeProvider(), Rings()
+    fake.poll_interval_s = 3600.0  # type: ignore[misc]
+    fake.bell = lambda _ids: bell  # type: ignore[method-assign]
+    engine = Engine(fake)
+    one = engine.submit(SPEC, key="k")
+    fake.calls.clear()
+    thread = threading.Thread(target=engine.wait, args=([one],))
+    thread.start()
+    os.write(bell.rope, b"?")  # something else is heard: no reason to ask
+    fake.set(one, TaskStatus.COMPLETED)
+    os.write(bell.rope, b"!")
+    thread.join(10)
+    os.close(bell.rope)
+    assert not thread.is_alive()
+    assert len(fake.calls) == 2
+    assert bell.closed

@@ -25,7 +25,7 @@ def test_no_crash_of_the_submitter_loses_doubles_or_leaves_a_task(home: Path) ->
     )
     assert loop.returncode == 0, loop.stderr
     told = json.loads(loop.stdout)
-    assert told["steps"] >= 50, told
+    assert told["steps"] >= 40, told
     assert told["killed"] >= min(RUNS, 200) * 0.9, (
         told
     )  # how often it looks while it waits differs from run to run
