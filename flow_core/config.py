@@ -264,7 +264,7 @@ _OWN_DIRECTIVES = frozenset(
     )
 )
 
-Directives = Annotated[dict[str, str | None], BeforeValidator(_directives)]
+Directives = Annotated[Mapping[str, str | None], BeforeValidator(_directives)]
 Line = Annotated[Text, AfterValidator(_plain)]
 
 
@@ -300,7 +300,7 @@ class SlurmSettings(Value):
     requeue: bool | None = Field(None, examples=[False])
     time_margin_min: Count = Field(5, ge=0, examples=[5])
     gpu_directive: Literal["gres", "gpus-per-node"] = Field("gres", examples=["gpus-per-node"])
-    instance_types: dict[Annotated[Line, AfterValidator(_instance_type)], Directives] = Field(
+    instance_types: Mapping[Annotated[Line, AfterValidator(_instance_type)], Directives] = Field(
         {}, examples=[{"a100": {"partition": "gpu", "gres": "gpu:a100:{count}"}}]
     )
     directives: Directives = Field({}, examples=[{"mail-type": "END"}])

@@ -36,6 +36,9 @@ _OWN = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 #: What means something on this machine alone; sbatch takes its environment to the nodes.
 _HERE = ("TMPDIR", "XDG_RUNTIME_DIR")
 
+#: Refusals of sbatch after which Slurm has nothing, for certain.
+_NOTHING_THERE = ("rejected", "no-tool")
+
 _TAIL_BYTES = 4096
 
 
@@ -148,7 +151,7 @@ def enqueue(home: str, task_id: str, *, fresh: bool, depends: str, deadline_s: f
             try:
                 job = _sbatch([*options, os.path.join(folder, "batch.sh")], name, folder, deadline_s)
             except Refused as refused:
-                if refused.kind == "rejected":
+                if refused.kind in _NOTHING_THERE:
                     _discard(folder)
                 raise
         element = queued if queued is not None and "_" in job else {"name": name, "index": None}
@@ -181,7 +184,7 @@ def enqueue_array(home: str, name: str, script: str, task_ids: list[str], *, dea
     try:
         job = _sbatch([os.path.join(shelf, "batch.sh")], name, shelf, deadline_s)
     except Refused as refused:
-        if refused.kind == "rejected":
+        if refused.kind in _NOTHING_THERE:
             for folder in folders:
                 _discard(folder)
         raise
@@ -348,14 +351,18 @@ class _Jobs:
             self.named.setdefault((job.name, job.element), []).append(job)
 
     def of(self, name: str, facts: dict[str, Any]) -> Job | None:
-        """Return the job that counts: the one that has claimed the task, else one that goes on, else the first."""
+        """Return the job that counts: the one that has claimed the task, else one that goes on, else the noted one.
+
+        Slurm keeps a record also of what it has refused, under the same name.
+        """
         owner, queued = facts["owner"] or {}, facts["queued"]
         if owner.get("job"):
             return self.by_id.get(owner["job"])
         mine = [*self.named.get((name, None), ())]
         if queued is not None and queued["index"] is not None:
             mine += self.named.get((queued["name"], queued["index"]), ())
-        return min(mine, key=lambda job: (slurm_states.ended(job), int(job.id.split("_")[0])), default=None)
+        order = lambda job: (slurm_states.ended(job), job.id != facts["job"], int(job.id.split("_")[0]))  # noqa: E731
+        return min(mine, key=order, default=None)
 
 
 def _accounted(forgotten: dict[str, str], deadline_s: float) -> dict[str, Job | None]:

@@ -128,14 +128,14 @@ def _failed(job: Job, facts: dict[str, Any], output: str) -> tuple[str, str]:
     if any(words in output.lower() for words in _OUT_OF_MEMORY):
         return "out-of-memory", f"Slurm job {job.id} used more memory than it had asked for"
     what = f"was killed by {_named(job.signal)}" if job.signal else f"ended with exit code {job.code}"
+    what += f" ({job.reason})" if job.reason not in ("", "NonZeroExitCode") else ""
     if facts["owner"] is None:
         said = f"; it had printed: {output.strip()[-400:]}" if output.strip() else ""
         return (
             "start-failed",
             f"the batch script of Slurm job {job.id} {what} before the task was started{said}",
         )
-    more = f" ({job.reason})" if job.reason not in ("", "NonZeroExitCode") else ""
-    return "runner-died", f"the runner in Slurm job {job.id} {what}{more} and left no exit record"
+    return "runner-died", f"the runner in Slurm job {job.id} {what} and left no exit record"
 
 
 def _named(number: int) -> str:

@@ -153,7 +153,7 @@ def test_slurms_limit_comes_after_ours(seconds: float, limit: int) -> None:
 
 def test_nothing_of_the_task_itself_is_in_the_script() -> None:
     task = TaskSpec.from_config(
-        TaskConfig(name="x", command=["run", *NASTY], env={"KEY": "secret"}, instance_type="cpu")
+        TaskConfig(name="x", command=("run", *NASTY), env={"KEY": "secret"}, instance_type="cpu")
     )
     script = render(batch(SlurmSettings(), task))
     assert "secret" not in script and not re.search(r"echo no|exit 9", script)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -12,15 +11,6 @@ from flow_core.errors import SpecRejected
 from flow_core.models import TaskConfig, TaskStatus
 from tests.infra.lab import until
 from tests.infra.slurm import Cluster
-
-
-@pytest.fixture
-def flow(slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
-    monkeypatch.setenv("FLOW_CONFIG", str(tmp_path / "config.yaml"))
-    (tmp_path / "config.yaml").write_text("{}")
-    flow = Flow("slurm", slurm={"home": str(tmp_path / "a home %j"), "memory": "100M", "max_running": 4})
-    yield flow
-    flow.cancel([task.task_id for task in flow.list_tasks(limit=1000)])
 
 
 def jobs(cluster: Cluster) -> set[str]:
@@ -39,7 +29,8 @@ def test_a_map_is_one_array_and_each_element_its_own_task(flow: Flow, slurm_clus
     assert len({task.task_id for task in tasks}) == 8
 
 
-def test_an_array_runs_no_more_elements_at_once_than_allowed(flow: Flow, slurm_cluster: Cluster) -> None:
+def test_an_array_runs_no_more_elements_at_once_than_allowed(flow_with: Callable[..., Flow]) -> None:
+    flow = flow_with(max_running=4)
     tasks = flow.run_many(["sleep 1000"] * 6, upload_code=False)
     ids = [task.task_id for task in tasks]
     until(lambda: [one.status for one in flow.poll(ids).values()].count(TaskStatus.RUNNING) == 4, "four")
