@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -153,7 +154,8 @@ class SSHProvider(Provider):
             host.place(spec, nodes)
         # Gangs take their hosts' GPUs one after the other, in this order: so no two of them wait for each other.
         ordered = sorted(chosen, key=lambda host: host.id)
-        return Placement(tuple(Place(host.id, host.name, chosen[host]) for host in ordered), told(spec))
+        places = tuple(Place(host.id, host.name, chosen[host]) for host in ordered)
+        return Placement(places, told(spec), secret=secrets.token_hex(16))
 
     @staticmethod
     def _after(held: Placement, spec: TaskSpec, before: str) -> Placement:
@@ -166,7 +168,7 @@ class SSHProvider(Provider):
                 f"the attempt before, {before}, has not ended yet, and it has another number of nodes",
                 suggestions=["Ask again when it has ended."],
             )
-        return Placement(places, told(spec))
+        return Placement(places, told(spec), secret=secrets.token_hex(16))
 
     def _noted_elsewhere(self, task_id: str, looks: Looks) -> Placement | None:
         """Return the placement of an attempt that only we know of, unless its host says that it is gone."""
@@ -178,6 +180,8 @@ class SSHProvider(Provider):
     def _start(self, spec: TaskSpec, task_id: str, placement: Placement, host: Host) -> None:
         files, data, blobs = self._pack(spec)
         job = self._job(spec, task_id, placement, host).render(spec, task_id)
+        if len(placement.places) > 1:
+            self._make_one_of_many(job, placement, host)
         record = folders.record(spec, task_id, submitted_at=datetime.now(timezone.utc))
         record["placed"] = [{"name": place.name, "nodes": place.nodes} for place in placement.places]
         args = {
@@ -225,10 +229,27 @@ class SSHProvider(Provider):
             mounts=mounts,
         )
 
+    def _make_one_of_many(self, job: dict[str, Any], placement: Placement, host: Host) -> None:
+        """Add to the runner's orders who the others are (`flow_core.runner.team`)."""
+        index = [place.id for place in placement.places].index(host.id)
+        leader = self._host(placement.places[0])
+        assert leader is not None
+        job["main_address"] = leader.address
+        job["team"] = {
+            "index": index,
+            "hosts": [place.name for place in placement.places],
+            "first": placement.first_ranks[index],
+            "nodes": placement.places[index].nodes,
+            "secret": placement.secret,
+            "gpu": job["gpu"],
+        }
+        job["gpu"] = None  # not before it is this host's turn
+
     @staticmethod
     def _pack(spec: TaskSpec) -> tuple[list[dict[str, Any]], bytes, dict[str, Path | bytes]]:
         """Return the task's files as they travel: (list, the small ones' content, the large ones by SHA-256)."""
-        listed, inline = [], []
+        listed: list[dict[str, Any]] = []
+        inline: list[bytes] = []
         blobs: dict[str, Path | bytes] = {}
         for file in folders.files(spec):
             source = Path(file["path"]) if "path" in file else file["data"]
@@ -375,10 +396,15 @@ class SSHProvider(Provider):
         if placement is None:
             return self._unknown(task_id, silent)
         facts = {host.id: (host, one["facts"]) for host, one in there.items() if "facts" in one}
-        missing = [place for place in placement.places if place.id not in facts]
-        if missing:
-            return self._half(task_id, placement, missing, answers)
-        seen = self._shown(task_id, *facts[placement.places[0].id])
+        leader = placement.places[0]
+        if leader.id not in facts:
+            return self._half(task_id, placement, leader, answers)
+        seen = self._shown(task_id, *facts[leader.id])
+        if len(placement.places) > 1:
+            parts = [
+                self._shown(task_id, *facts[place.id]) for place in placement.places if place.id in facts
+            ]
+            seen = together_shown(placement, seen, parts)
         with self._table:
             _keep(self._last, task_id, seen)
         return seen
@@ -417,7 +443,7 @@ class SSHProvider(Provider):
         self,
         task_id: str,
         placement: Placement,
-        missing: Sequence[Place],
+        missing: Place,
         answers: Mapping[Host, Mapping[str, Mapping[str, Any]]],
     ) -> Snapshot:
         """Describe a task of which a host says nothing: it cannot be asked, or it has not been told yet."""
@@ -425,19 +451,17 @@ class SSHProvider(Provider):
             last = self._last.get(task_id)
         if last is not None and last.status.final:
             return last
-        hosts = [self._host(place) for place in missing]
-        if None in hosts:
+        host = self._host(missing)
+        if host is None:
             return replace(_lost(task_id), message=f"it was placed on {self._absence(placement)}")
-        if all(host in answers for host in hosts):
+        if host in answers:
             notes = [
                 answer[task_id]["note"] for answer in answers.values() if "note" in answer.get(task_id, ())
             ]
             noted = Placement.read(notes[0]) if notes else self.notebook.read(task_id)
             if placement.started or noted is None or noted.age_s > UNSTARTED_S:
                 return _lost(task_id)
-            return self._told(
-                task_id, placement, "queued", f"placed on host {missing[0].name}, not started yet"
-            )
+            return self._told(task_id, placement, "queued", f"placed on host {missing.name}, not started yet")
         message = f"placed on {self._absence(placement)}"
         if last is not None:
             return replace(last, reason="unreachable", message=message)
@@ -530,6 +554,21 @@ class SSHProvider(Provider):
             for one in (host.known_devices.instances(busy=0) if host.known_devices else ())
         ]
         return [one for host in self.hosts for one in found.get(host, ())] + down
+
+
+def together_shown(placement: Placement, leader: Snapshot, parts: Sequence[Snapshot]) -> Snapshot:
+    """Make one snapshot of those of a task's machines: how it ended is the leader's word. Pure."""
+    names = tuple(place.name for place in placement.places for _ in range(place.nodes))
+    peaks = [one.peak_memory_bytes for one in parts if one.peak_memory_bytes is not None]
+    seen = replace(
+        leader,
+        hosts=names,
+        gpus=tuple(gpu for one in parts for gpu in one.gpus),
+        peak_memory_bytes=max(peaks, default=None),
+    )
+    if seen.status.final and not all(one.status.final for one in parts):
+        return replace(seen, status=TaskStatus.RUNNING, reason="", exit_code=None, signal=None, ended_at=None)
+    return seen
 
 
 def _is_id(text: str) -> bool:

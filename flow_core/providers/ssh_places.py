@@ -38,23 +38,29 @@ class Place:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a task is, rank after rank; and what a snapshot tells of it while nobody there can be asked."""
+    """Where a task is, rank after rank; and what a snapshot tells of it while nobody there can be asked.
+
+    The machines of one task know each other by its `secret`.
+    """
 
     places: tuple[Place, ...]
     told: Mapping[str, Any] = field(default_factory=dict)
     started: bool = False
     age_s: float = 0.0
+    secret: str = field(default="", repr=False)
 
     @classmethod
     def read(cls, note: Mapping[str, Any]) -> Placement:
         """Read a note."""
         places = tuple(Place(one["id"], one["name"], one["nodes"]) for one in note["hosts"])
-        return cls(places, note.get("told", {}), bool(note.get("started")), float(note.get("age_s", 0.0)))
+        started, age_s = bool(note.get("started")), float(note.get("age_s", 0.0))
+        return cls(places, note.get("told", {}), started, age_s, note.get("secret", ""))
 
     def note(self) -> dict[str, Any]:
         """Write a note. Pure but for who we are."""
         hosts = [{"id": place.id, "name": place.name, "nodes": place.nodes} for place in self.places]
-        return {"v": 1, "hosts": hosts, "told": dict(self.told), "started": self.started, "by": _WE}
+        said = {"told": dict(self.told), "started": self.started, "secret": self.secret, "by": _WE}
+        return {"v": 1, "hosts": hosts, **said}
 
     @property
     def first_ranks(self) -> list[int]:

@@ -53,6 +53,11 @@ class Runner:
         for fd in (self._bell, self._ring):
             os.set_blocking(fd, False)
 
+    @property
+    def nodes(self) -> int:
+        """The number of nodes of the whole task."""
+        return len(self.ranks)
+
     def listen(self) -> None:
         """Turn signals into a flag, and into an exception while blocked in the queue."""
         signal.set_wakeup_fd(self._ring, warn_on_full_buffer=False)
@@ -148,6 +153,7 @@ class Runner:
         """Start all ranks. Raises StartFailed with the reason in words."""
         for fd in self.locks:
             os.set_inheritable(fd, True)
+        proc.adopt_orphans()
         gate = Gate()
         if os.path.exists(os.path.join(self.folder, "code.tar.gz")):
             self.mark_start(granted)  # to unpack takes time
@@ -166,7 +172,6 @@ class Runner:
     def protect(self) -> None:
         """See to it that nothing of what follows can get lost, and note what its end is compared with."""
         self.guard = Guard(self.folder, self.locks, self.bury)
-        proc.adopt_orphans()
         self.oom_before = _oom_kills()
         self.started_at = time.time()
         self.clock = time.monotonic()
@@ -255,7 +260,7 @@ class Runner:
         return "runner-died", None, self.signal, f"the runner was ended from outside by signal {self.signal}"
 
     def _why_failed(self, rank: Rank) -> tuple[str, int | None, int | None, str]:
-        where = "" if len(self.ranks) == 1 else f"node {rank.index} of {len(self.ranks)}: "
+        where = "" if self.nodes == 1 else f"node {rank.index} of {self.nodes}: "
         code, number = rank.ended
         if number is None:
             refused = rank.refusal(code)
@@ -368,6 +373,10 @@ def main(argv: list[str]) -> int:
         return 0
     os.chdir(folder)
     runner = Runner(folder, lock)
+    if "team" in runner.job:
+        from .team import TeamRunner
+
+        runner = TeamRunner(folder, lock)
     runner.listen()
     try:
         record = runner.run(ticket)
