@@ -186,6 +186,7 @@ class NodeRunner(Runner):
         from .batch import granted_gpus, node_name
 
         gpus = granted_gpus()
+        proc.adopt_orphans()
         self.protect()
         cwd = os.path.join(self.folder, "work", self.job["working_dir"] or ".")
         port = os.environ[_PORT]
