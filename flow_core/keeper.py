@@ -56,6 +56,7 @@ class Keeper:
         self._later: list[tuple[float, int, Future]] = []
         self._unstored: list[Future] = []
         self._answers: dict[int, bytes] = {}
+        self._early: dict[int, dict[str, Any]] = {}  # by stream: the deaths of workers that we were just connecting to
         self._numbers = itertools.count(1)
         self._ending = ""
         self._refused_since = 0.0
@@ -155,14 +156,21 @@ class Keeper:
         if message.get("event") != "gone":
             return
         for stream in message["streams"]:
-            line = self.pool.limbo.get(stream)
+            with self.pool.lock:
+                line = self.pool.limbo.get(stream)
+                if line is None:
+                    self._note_death(stream, message)
             if line is not None:
                 self.pool.bury(line, message)
-            else:
-                for one in list(self.pool.lines.values()):
-                    if one.stream == stream:
-                        one.report = message
         self.stir()
+
+    def _note_death(self, stream: int, report: dict[str, Any]) -> None:
+        """Keep the news of a worker's death until its connection ends, or is there at all. Under the pool's lock."""
+        line = next((one for one in self.pool.lines.values() if one.stream == stream), None)
+        if line is None:
+            self._early[stream] = report
+        else:
+            line.report = report
 
     # -- the thread
 
@@ -300,6 +308,7 @@ class Keeper:
             if pool.over is not None:  # it was closed while we connected
                 line.close()
                 return
+            line.report = self._early.pop(line.stream, None)
             pool.lines[index] = line
             pool.leader.register(line.fd, lambda: pool.hear(line))
             pool.fill(line)

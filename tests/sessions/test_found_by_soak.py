@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,3 +94,23 @@ def test_what_a_call_printed_can_be_read_when_its_session_is_gone(opened: Opener
     os.kill(supervisor, signal.SIGKILL)
     eventually(lambda: pool.over)
     assert [one.logs() for one in told] == ["first\n", "second\n"]
+
+
+def test_a_worker_that_dies_before_its_client_knows_of_it_is_replaced(opened: Opener) -> None:
+    pool = opened(workers=1)
+    assert pool.submit(sent(total), (np.ones(3),)).result() == 3
+    keeper, connect, killed = pool.keeper, pool.keeper.door.open, []
+
+    def connect_and_kill(role: str, **more: Any) -> Any:
+        connection, welcome = connect(role, **more)
+        if not killed:
+            killed.append(welcome["pid"])
+            os.kill(welcome["pid"], signal.SIGKILL)
+            eventually(lambda: not Path(f"/proc/{welcome['pid']}").exists())
+            keeper.ask({"do": "log", "worker": 0, "range": [0, 0]})  # when it has answered, it has told of the death
+        return connection, welcome
+
+    keeper.door.open = connect_and_kill  # type: ignore[method-assign]
+    os.kill(pool.lines[0].pid, signal.SIGKILL)
+    eventually(lambda: killed)
+    assert pool.submit(sent(total), (np.ones(4),)).result(20) == 4
