@@ -36,6 +36,7 @@ from flow_core import (
     Serialization,
     Session,
     SessionClosedError,
+    TaskOutOfMemoryError,
     WorkerDiedError,
     as_completed,
     wait,
@@ -44,8 +45,9 @@ from flow_core import (
 PATIENCE_S = 60.0  # a call that has not ended by then is lost
 STUCK_S = 150.0
 LEASE_S = 10.0
-#: What a call may end with when somebody has killed its worker or its session.
-KILLED = (WorkerDiedError, SessionClosedError)
+#: What a call may end with when somebody has killed its worker or its session. Which of the first two it is hangs on
+#: whether the kernel killed anything for want of memory meanwhile, somewhere on this machine.
+KILLED = (WorkerDiedError, TaskOutOfMemoryError, SessionClosedError)
 
 
 # --- what runs remotely ---------------------------------------------------------------------------------------

@@ -107,7 +107,8 @@ def test_a_worker_that_dies_before_its_client_knows_of_it_is_replaced(opened: Op
             killed.append(welcome["pid"])
             os.kill(welcome["pid"], signal.SIGKILL)
             eventually(lambda: not Path(f"/proc/{welcome['pid']}").exists())
-            keeper.ask({"do": "log", "worker": 0, "range": [0, 0]})  # when it has answered, it has told of the death
+            # When it has answered this, it has told of the death before.
+            keeper.ask({"do": "log", "worker": 0, "range": [0, 0]})
         return connection, welcome
 
     keeper.door.open = connect_and_kill  # type: ignore[method-assign]
