@@ -101,6 +101,7 @@ def spawn(
     """
     log = os.open(log_path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
     gate.waiting += 1
+    here = _runs_here(argv)
     pid = os.fork()
     if pid == 0:
         try:
@@ -113,7 +114,11 @@ def spawn(
                 proc.bind_mount(mounts)
             os.chdir(cwd)
             _reset_signals()
-            _go_on(argv, env, gate, begun)
+            if here:
+                _go_on(argv, env, gate, begun)
+            gate.enter()
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            os.execvpe(argv[0], argv, env)
         except Reborn:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever it is, the parent is told and this child ends
@@ -125,13 +130,9 @@ def spawn(
 
 
 def _go_on(argv: list[str], env: dict[str, str], gate: Gate, begun: Beginning) -> None:
-    if _runs_here(argv):
-        _look_new(argv, env)
-        begun.close()
-        raise Reborn(gate)
-    gate.enter()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    os.execvpe(argv[0], argv, env)
+    _look_new(argv, env)
+    begun.close()
+    raise Reborn(gate)
 
 
 def _reset_signals() -> None:
@@ -148,7 +149,7 @@ def _runs_here(argv: list[str]) -> bool:
         threads = os.listdir("/proc/self/task")
     except OSError:
         return False
-    return len(threads) == 1  # one that a start-up file has started would be missing
+    return len(threads) == 1  # one that a start-up file has started would not come along
 
 
 def _look_new(argv: list[str], env: dict[str, str]) -> None:
