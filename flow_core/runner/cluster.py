@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from . import machine, proc, slurm_states, slurm_text, task
@@ -332,6 +333,36 @@ def _facts(home: str, task_id: str) -> dict[str, Any] | None:
         folder = machine.place(home, task_id)
     except Refused:
         return None
+    try:
+        changed = os.stat(folder).st_mtime_ns
+    except FileNotFoundError:
+        return None
+    since, known = _gathered.get(folder, (0.0, None))
+    if known is not None and known["changed"] == changed:
+        if known["settled"]:
+            return dict(known)
+    else:
+        since = time.monotonic()
+    facts = _gather(home, folder)
+    if facts is not None:
+        # A folder that changes twice within a tick of its clock shows the same time twice.
+        settled = time.monotonic() - since > _TICK_S and (facts["queued"] is None or facts["job"] is not None)
+        facts.update(changed=changed, settled=settled)
+        if facts["exit"] is None:
+            _gathered[folder] = (since, facts)
+            return dict(facts)
+    _gathered.pop(folder, None)
+    return facts
+
+
+#: What the folders of live tasks said last, and since when they are seen unchanged: every record is a new name in its
+#: folder, so a folder of the same time says the same. It saves most of the work of watching a thousand tasks.
+_gathered: dict[str, tuple[float, dict[str, Any]]] = {}
+
+_TICK_S = 2.0
+
+
+def _gather(home: str, folder: str) -> dict[str, Any] | None:
     facts = task.gather(folder)
     if facts is None:
         return None
@@ -427,23 +458,25 @@ def dequeue(home: str, task_ids: list[str], *, deadline_s: float) -> str | None:
     What is written in the folders suffices: a task that is not running is ended here and never starts, and a runner
     looks for the wish by itself.
     """
-    jobs, names = [], []
-    for task_id in task_ids:
-        facts = _facts(home, task_id)
-        if facts is None or facts["exit"] is not None:
-            continue
-        folder = machine.place(home, task_id)
-        os.close(os.open(os.path.join(folder, "cancel"), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-        if task.claim_first(folder, proc.nobody()):
-            task.finish(folder, task.exit_record("cancelled", message="cancelled before it started"))
-        job = facts["job"] or _known_job(home, folder)
-        if job is not None:
-            jobs.append(job)
-        else:
-            names.append(job_name(home, task_id))
-    trouble = [_scancel(jobs[start : start + 500], deadline_s) for start in range(0, len(jobs), 500)]
-    trouble += [_scancel(["--me", "--name=" + name], deadline_s) for name in names]
+    with ThreadPoolExecutor(16) as pool:  # each record waits for the disk
+        jobs = [job for job in pool.map(lambda task_id: _stop(home, task_id), task_ids) if job is not None]
+    ids = slurm_text.fold([job for job, is_name in jobs if not is_name])
+    trouble = [_scancel(ids[start : start + 200], deadline_s) for start in range(0, len(ids), 200)]
+    trouble += [_scancel(["--me", "--name=" + name], deadline_s) for name, is_name in jobs if is_name]
     return next((words for words in trouble if words), None)
+
+
+def _stop(home: str, task_id: str) -> tuple[str, bool] | None:
+    """Write down the wish; return what Slurm calls the job, its id or (True) its name. None when it has ended."""
+    facts = _facts(home, task_id)
+    if facts is None or facts["exit"] is not None:
+        return None
+    folder = machine.place(home, task_id)
+    os.close(os.open(os.path.join(folder, "cancel"), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    if task.claim_first(folder, proc.nobody()):
+        task.finish(folder, task.exit_record("cancelled", message="cancelled before it started"))
+    job = facts["job"] or _known_job(home, folder)
+    return (job_name(home, task_id), True) if job is None else (job, False)
 
 
 def _scancel(arguments: list[str], deadline_s: float) -> str | None:

@@ -174,6 +174,28 @@ def _pair(text: str) -> tuple[int, int]:
     return int(code) if code.isdigit() else 0, int(number) if number.isdigit() else 0
 
 
+def fold(ids: list[str]) -> list[str]:
+    """Write jobs in Slurm's short form, one word for each array: ['7_1', '7_2', '7_5', '9'] as ['9', '7_[1-2,5]']."""
+    folded: list[str] = []
+    elements: dict[str, set[int]] = {}
+    for one in ids:
+        array, found, element = one.partition("_")
+        if found:
+            elements.setdefault(array, set()).add(int(element))
+        else:
+            folded.append(one)
+    for array, numbers in elements.items():
+        runs: list[list[int]] = []
+        for number in sorted(numbers):
+            if runs and number == runs[-1][1] + 1:
+                runs[-1][1] = number
+            else:
+                runs.append([number, number])
+        said = ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+        folded.append(f"{array}_[{said}]")
+    return folded
+
+
 # -- sbatch
 
 

@@ -47,7 +47,7 @@ def counted() -> Iterator[Counter[str]]:
         calls[argv[0]] += 1
         return original(argv, deadline_s=deadline_s, cwd=cwd)
 
-    tools.tool = tool  # type: ignore[assignment]
+    tools.tool = tool
     try:
         yield calls
     finally:

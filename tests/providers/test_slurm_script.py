@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flow_core import config
 from flow_core.config import SlurmSettings
 from flow_core.errors import ConfigError
 from flow_core.models import TaskConfig, TaskSpec
@@ -157,3 +158,16 @@ def test_nothing_of_the_task_itself_is_in_the_script() -> None:
     )
     script = render(batch(SlurmSettings(), task))
     assert "secret" not in script and not re.search(r"echo no|exit 9", script)
+
+
+def test_the_configuration_in_the_documentation_can_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "slurm.md").read_text()
+    example = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert example is not None
+    (tmp_path / "config.yaml").write_text(example[1])
+    settings = config.load(environ={"FLOW_CONFIG": str(tmp_path / "config.yaml")})
+    task = spec(instance_type="8xh100")
+    script = render(batch(settings.slurm, task))
+    assert "--gpus-per-node=8\n" in script and "--exclusive\n" in script and "module load cuda/12.4" in script

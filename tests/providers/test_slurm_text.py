@@ -173,6 +173,22 @@ def test_a_node_is_read_with_what_is_free() -> None:
     assert (node.gpus, node.gpus_used, node.features) == ({"a100": 8}, {"a100": 3}, ["a100", "nvme"])
 
 
+@given(st.sets(st.tuples(st.integers(1, 9), st.none() | st.integers(0, 40))))
+def test_folded_ids_say_the_same(jobs: set[tuple[int, int | None]]) -> None:
+    unfolded: set[tuple[int, int | None]] = set()
+    for word in slurm_text.fold(
+        [str(job) if element is None else f"{job}_{element}" for job, element in jobs]
+    ):
+        job, _, elements = word.partition("_")
+        if not elements:
+            unfolded.add((int(job), None))
+        for run in filter(None, elements.strip("[]").split(",")):
+            first, _, last = run.partition("-")
+            unfolded |= {(int(job), element) for element in range(int(first), int(last or first) + 1)}
+    assert unfolded == jobs
+    assert slurm_text.fold(["7_1", "7_2", "7_5", "9"]) == ["9", "7_[1-2,5]"]
+
+
 def test_one_setting_of_the_cluster_is_found() -> None:
     text = "MaxArraySize            = 10001\nMaxJobCount             = 20000\n"
     assert slurm_text.parse_setting(text, "MaxArraySize") == "10001"
