@@ -258,8 +258,14 @@ def test_a_thread_that_a_start_up_file_has_started_is_there(home: Path, tmp_path
     (packages / "thread.pth").write_text(f"import threading, time; {thread}\n")
     module = tmp_path / "module.py"
     module.write_text("import threading\n\ndef f():\n    return threading.active_count()\n")
-    code = f"from flow_core import Flow; print(Flow('local').invoke({str(module)!r}, 'f'))"
-    assert subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout == "2\n"
+    code = (
+        "import threading; here = threading.active_count()\n"
+        f"from flow_core import Flow; print(here > 1, Flow('local').invoke({str(module)!r}, 'f') == here)"
+    )
+    assert (
+        subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "True True\n"
+    )
 
 
 def test_the_function_does_not_run_when_the_runner_is_killed_before_its_guard_stands(
