@@ -44,6 +44,7 @@ from flow_core.providers.ssh_places import (
     held_by_the_attempt_before,
     told,
 )
+from flow_core.providers.ssh_shell import SSHSessions, SSHShell
 from flow_core.providers.transport import BlobsMissing, fetch_file, send_blob
 from flow_core.runner.inventory import UNBUFFERED
 from flow_core.runner.notes import UNSTARTED_S
@@ -255,7 +256,7 @@ class SSHProvider(Provider):
             source = Path(file["path"]) if "path" in file else file["data"]
             if isinstance(source, Path) and not file["link"] and source.stat().st_size <= _INLINE_BYTES:
                 source = source.read_bytes()
-            about = {name: file[name] for name in ("name", "mode") if name in file}
+            about: dict[str, Any] = {name: file[name] for name in ("name", "mode") if name in file}
             if isinstance(source, bytes) and len(source) <= _INLINE_BYTES:
                 listed.append({**about, "size": len(source)})
                 inline.append(source)
@@ -538,6 +539,14 @@ class SSHProvider(Provider):
             raise self._nobody(silent)
 
     # -- capabilities
+
+    @property
+    def shell(self) -> SSHShell:
+        return SSHShell(self._host_of)
+
+    @property
+    def sessions(self) -> SSHSessions:
+        return SSHSessions(self._host_of)
 
     def find_instances(self) -> Sequence[Instance]:
         def ask(host: Host) -> list[Instance]:

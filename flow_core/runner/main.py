@@ -362,10 +362,11 @@ def run(argv: list[str]) -> None:
 
 def main(argv: list[str]) -> int:
     """Run the task in the folder `argv[1]`; return 0 when its end is on record, or when another runner has it."""
-    if argv[1] in ("batch", "node", "beside"):
-        from . import batch, beside, gang
+    if argv[1] in ("batch", "node", "beside", "visit"):
+        from . import batch, beside, gang, visit
 
-        return {"batch": batch.main, "node": gang.main, "beside": beside.main}[argv[1]](argv[2:])
+        modes = {"batch": batch.main, "node": gang.main, "beside": beside.main, "visit": visit.main}
+        return modes[argv[1]](argv[2:])
     folder = argv[1]
     ticket = (argv[3], int(argv[4])) if len(argv) > 4 else None
     lock = task.claim(folder) if _is_there(folder, int(argv[2])) else None

@@ -61,6 +61,11 @@ def hand_over(ticket: int) -> None:
     os.close(ticket)
 
 
+def keep(ticket: int) -> None:
+    """Say that the place of a ticket that was taken in this process is its own; `leave` gives it up."""
+    _under_way.discard(ticket)
+
+
 def _tickets(queue: str) -> list[str]:
     return sorted(name for name in os.listdir(queue) if name[0] != ".")
 

@@ -229,9 +229,9 @@ class TeamRunner(Runner):
         if gpu is None:
             return super().wait_for_start(None)
         self.job["gpu"] = gpu
-        return super().wait_for_start(
-            slots.take_ticket(gpu["queue"], f"{self.job['task_id']}.{gpu['count']}")
-        )
+        ticket = slots.take_ticket(gpu["queue"], "{}.{}".format(self.job["task_id"], gpu["count"]))
+        slots.keep(ticket[1])
+        return super().wait_for_start(ticket)
 
     def _give_up(self, message: str) -> None:
         self.trouble = ("start-failed", None, None, message)
