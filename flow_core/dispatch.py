@@ -204,7 +204,7 @@ class Pool:
         bodies = [encoded.body]
         if encoded.inputs:
             values = [encoding.outcome_of(one) for one in encoded.inputs]
-            bodies += [line.forward(one) for one in values]
+            bodies += [line.forward(one, future) for one in values]
             more["codecs"] = [one.codec for one in values]
             more["sizes"] = [len(one) for one in bodies]
             more["paths"] = encoded.paths
@@ -315,6 +315,8 @@ class Pool:
         """Take a call that has ended off the books. Under the lock."""
         future.definition.took(micros / future.count)
         line.load = line.load - future.load if line.inflight else 0.0
+        if line.forwarded:
+            line.forwarded.pop(future.number, None)
         future.worker = future.body = None
         self.open_calls -= 1
         if future.kept:
@@ -372,9 +374,10 @@ class Pool:
         for future in sorted(futures, key=lambda one: one.number, reverse=True):
             line.load = line.load - future.load if line.inflight else 0.0
             future.state, future.worker = QUEUED, None
-            for segment in future.body.segments:
-                line.lent.discard(segment.number)
+            line.take_back(future)
             self.queue.appendleft(future)
+            if future.cancelled:
+                self.keeper.drop(future)
         for other in list(self.lines.values()):
             if other is not line:
                 self.fill(other)

@@ -428,11 +428,16 @@ class Stream(Future):
         self._arrived.append(parcel)
 
     def __iter__(self) -> Iterator[Any]:
-        while True:
-            parcel = self._next()
-            if parcel is None:
-                break
-            yield self.runs.decode(self, parcel)
+        """Yield the values that nobody has taken yet. Who leaves the loop early ends the generator."""
+        try:
+            while True:
+                parcel = self._next()
+                if parcel is None:
+                    break
+                yield self.runs.decode(self, parcel)
+        except GeneratorExit:
+            self.cancel()
+            raise
         if self.error is not None:
             raise self.error
 

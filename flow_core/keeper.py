@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from flow_core import encoding, payload
 from flow_core.deaths import death_with_session
 from flow_core.errors import (
+    CallCancelledError,
     CallTimeoutError,
     FlowError,
     ProviderUnavailable,
@@ -55,8 +56,9 @@ class Keeper:
         self._wanted = pool.spec.workers if pool.spec.min_workers is None else pool.spec.min_workers
         self._later: list[tuple[float, int, Future]] = []
         self._unstored: list[Future] = []
+        self._dropped: list[Future] = []
         self._answers: dict[int, bytes] = {}
-        self._early: dict[int, dict[str, Any]] = {}  # by stream: the deaths of workers that we were just connecting to
+        self._early: dict[int, dict[str, Any]] = {}  # deaths of workers that we were connecting to, by stream
         self._numbers = itertools.count(1)
         self._ending = ""
         self._refused_since = 0.0
@@ -91,6 +93,11 @@ class Keeper:
         left = [future for _, _, future in self._later]
         self._later.clear()
         return left
+
+    def drop(self, future: Future) -> None:
+        """End a call that was cancelled and has come back from its worker unbegun. Under the pool's lock."""
+        self._dropped.append(future)
+        self.stir()
 
     def store(self, future: Future) -> None:
         """Have the outcome of a call written to the task's folder, soon: the worker was asked to, maybe too late."""
@@ -191,6 +198,7 @@ class Keeper:
             if now - beat >= pulse:
                 beat = now
                 self.say({"do": "ping"})
+                self._tidy()
             self._mend(now)
             unread = leader.leads == last  # nobody has read since the last look: then it is for us to do
             idle = idle + 1 if unread and not pool.open_calls else 0
@@ -269,11 +277,7 @@ class Keeper:
             self._wanted += 1
         for index in self._missing():
             self._open_line(index)
-        while self._unstored:
-            future = self._unstored.pop()
-            number = next(self._numbers)
-            blob = encoding.outcome_file(future)
-            self.say({"do": "store", "name": self.call_name(future)}, number=number, blob=blob)
+        self._settle_accounts()
         with pool.lock:
             while self._later and self._later[0][0] <= now:
                 future = heapq.heappop(self._later)[2]
@@ -284,6 +288,24 @@ class Keeper:
                     line.give_back()
                 if pool.queue and not line.inflight:
                     pool.fill(line)
+
+    def _settle_accounts(self) -> None:
+        """End calls that came back cancelled; write down outcomes that others may ask for."""
+        pool = self.pool
+        while self._dropped:
+            future = self._dropped.pop()
+            text = f"the call {future.name!r} was cancelled before it started"
+            pool.finish(future, CallCancelledError(text, task_id=pool.task_id))
+        while self._unstored:
+            future = self._unstored.pop()
+            number = next(self._numbers)
+            blob = encoding.outcome_file(future)
+            self.say({"do": "store", "name": self.call_name(future)}, number=number, blob=blob)
+
+    def _tidy(self) -> None:
+        with self.pool.lock:
+            for line in list(self.pool.lines.values()):
+                line.forget_definitions()
 
     def _missing(self) -> list[int]:
         """Return the indices of the workers that should be there and are not."""

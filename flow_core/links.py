@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import struct
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -201,10 +202,11 @@ class Line(Connection):
         self.pid: int = welcome["pid"]
         self.inflight: dict[int, Future] = {}
         self.load = 0.0  # microseconds that the calls there will probably take
-        self.known: set[int] = set()
+        self.known: dict[int, weakref.ref[Definition]] = {}
         self.told: set[int] = set()
         self.lent: set[int] = set()
-        self.foreign: dict[int, Any] = {}
+        self.foreign: dict[int, parcels.Loan] = {}
+        self.forwarded: dict[int, list[int]] = {}  # by call: the foreign segments that were sent for it
         self.mapped: dict[int, parcels.Mapped] = {}
         self.returned: deque[int] = deque()
         self.report: dict[str, Any] | None = None
@@ -215,7 +217,7 @@ class Line(Connection):
         unknown = [
             one for one in (definition.of, definition) if one is not None and one.number not in self.known
         ]
-        self.known.update(one.number for one in unknown)
+        self.known.update((one.number, weakref.ref(one)) for one in unknown)
         return b"".join(one.frame for one in unknown)
 
     def tell(self, segment: parcels.Segment) -> None:
@@ -225,8 +227,8 @@ class Line(Connection):
             self.write(wire.frame(wire.SEGMENT, segment.number), segment.fd)
         self.lent.add(segment.number)
 
-    def forward(self, parcel: parcels.Parcel) -> bytes:
-        """Return the body with which the worker can read a value that another worker has made."""
+    def forward(self, parcel: parcels.Parcel, future: Future) -> bytes:
+        """Return the body with which the worker can read a value that another worker has made, for a call."""
         if not parcel.loans:
             return bytes(parcel.body)
         numbers = {}
@@ -235,7 +237,22 @@ class Line(Connection):
             here = numbers[number] = 1 << 63 | self._foreign_numbers
             self.foreign[here] = loan
             self.write(wire.frame(wire.SEGMENT, here), loan.mapped.fd)
+        self.forwarded.setdefault(future.number, []).extend(numbers.values())
         return parcels.renumber(parcel.body, numbers)
+
+    def take_back(self, future: Future) -> None:
+        """A call comes back that the worker has not begun: what was lent for it is ours again."""
+        for segment in future.body.segments:
+            self.lent.discard(segment.number)
+        for number in self.forwarded.pop(future.number, ()):
+            self.foreign.pop(number, None)
+            self.write(wire.frame(wire.RETIRE, number))
+
+    def forget_definitions(self) -> None:
+        """Tell the worker which functions nobody here can call any more."""
+        for number in [number for number, definition in self.known.items() if definition() is None]:
+            del self.known[number]
+            self.write(wire.frame(wire.FORGET, number))
 
     def parcel(self, codec: int, body: bytes) -> parcels.Parcel:
         """Return a value that has arrived, holding the segments that it lies in."""

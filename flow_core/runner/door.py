@@ -71,7 +71,8 @@ class Stranger:
 class Door:
     """Listens in `folder`, and calls `let_in(connection, hello, welcome)` for those who know the key.
 
-    `let_in` answers with the welcome, or raises ProtocolError, LookupError, ValueError or TypeError to refuse.
+    `let_in` answers with the welcome, or raises ProtocolError, LookupError, ValueError, TypeError or OSError to
+    refuse.
     """
 
     def __init__(self, folder: str, selector: selectors.BaseSelector, let_in: LetIn) -> None:
@@ -142,7 +143,13 @@ class Door:
             return
         try:
             self.let_in(stranger.connection, hello, welcome)
-        except (wire.ProtocolError, LookupError, ValueError, TypeError) as error:
+        except (
+            wire.ProtocolError,
+            LookupError,
+            ValueError,
+            TypeError,
+            OSError,
+        ) as error:  # no process, no descriptor
             stranger.dismiss(str(error))
 
     def _dismiss(self, stranger: Stranger, error: str) -> None:

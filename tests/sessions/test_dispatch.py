@@ -389,10 +389,60 @@ def test_a_generator_is_streamed_and_held_back(pool: Pool, tmp_path: Path) -> No
     values = iter(stream)
     assert [next(values) for _ in range(5)] == [0, 1, 2, 3, 4]
     time.sleep(0.1)
-    assert int(path.read_text()) < 60
+    assert int(eventually(path.read_text)) < 60
     assert stream.cancel()
     eventually(stream.done)
     assert pool.submit(sent(add), (1,)).result(20) == 1
+
+
+def test_who_leaves_the_loop_early_ends_the_generator(opened: Opener) -> None:
+    pool = opened(1)
+    stream = pool.submit(sent(count_to), (100_000,))
+    assert isinstance(stream, Stream)
+    for value in stream:
+        if value == 3:
+            break
+    assert pool.submit(sent(add), (1,)).result(20) == 1
+    assert isinstance(stream.exception(20), CallCancelledError)
+
+
+def test_functions_that_nobody_can_call_any_more_are_forgotten(opened: Opener) -> None:
+    def known() -> int:
+        import gc
+
+        gc.collect()
+        return sum(type(one).__name__ == "Definition" for one in gc.get_objects())
+
+    pool = opened(1, lease_s=0.4)
+    for number in range(50):
+        assert pool.submit(sent(lambda number=number: number)).result(20) == number
+    counting = sent(known)
+    eventually(lambda: pool.submit(counting).result(20) < 10)
+
+
+def test_a_call_that_comes_back_cancelled_does_not_run(opened: Opener, tmp_path: Path) -> None:
+    pool, path, go = opened(2), tmp_path / "ran", tmp_path / "go"
+    noting = sent(note)
+    get([pool.submit(noting, (str(path), "warm")) for _ in range(300)])
+
+    def maybe(path: str, go: str) -> None:
+        while go and not os.path.exists(go):
+            time.sleep(0.005)
+        if not go:
+            with open(path, "a") as file:
+                file.write("ran\n")
+
+    definition = sent(maybe)
+    get([pool.submit(definition, (str(tmp_path / "other"), "")) for _ in range(300)])
+    blocked = [pool.submit(definition, (str(path), str(go))) for _ in range(2)]
+    behind = [pool.submit(definition, (str(path), "")) for _ in range(50)]
+    for future in behind:
+        assert future.cancel()
+    eventually(lambda: all(future.done() for future in behind))
+    go.touch()
+    get(blocked, timeout=20)
+    assert all(isinstance(future.exception(), CallCancelledError) for future in behind)
+    assert "ran" not in path.read_text().split()
 
 
 def test_a_generator_is_a_list_to_who_wants_all_of_it(pool: Pool) -> None:
