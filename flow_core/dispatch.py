@@ -61,20 +61,28 @@ class Pool:
 
     `open` starts the session's task; `attach` joins one that runs. Calls may be submitted at once, and start when the
     workers are there. With `ordered` there is one worker, calls run in the order submitted, and when it dies so does
-    the pool: its state is gone. `first` is the index of the pool's first worker in the session; above 0 the pool is a
-    guest in a session that another one has opened.
+    the pool: its state is gone. A guest is in the session of the pool `host`, with workers of its own, counted from
+    `first`; whoever waits for a call of either reads for both.
     """
 
     def __init__(
-        self, flow: Flow, task: Task, spec: SessionSpec, *, first: int = 0, ordered: bool = False
+        self,
+        flow: Flow,
+        task: Task,
+        spec: SessionSpec,
+        *,
+        ordered: bool = False,
+        host: Pool | None = None,
+        first: int = 0,
     ) -> None:
         self.flow = flow
         self.task = task
         self.task_id = task.task_id
         self.spec = spec
         self.ordered = ordered
+        self.host = host
         self.first = first
-        self.leader = Leader()
+        self.leader: Leader = Leader() if host is None else host.leader
         self.keeper = Keeper(self)
         self.arena = parcels.Arena() if self.keeper.door.sessions.shares_memory else None
         self.lock = threading.RLock()

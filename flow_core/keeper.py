@@ -6,6 +6,7 @@ It also holds the control connection: what a client and a session's supervisor h
 from __future__ import annotations
 
 import contextlib
+import copy
 import heapq
 import itertools
 import json
@@ -61,6 +62,7 @@ class Keeper:
         self._early: dict[int, dict[str, Any]] = {}  # deaths of workers that we were connecting to, by stream
         self._numbers = itertools.count(1)
         self._ending = ""
+        self._settled = threading.Event()  # connected, or ended without
         self._refused_since = 0.0
         self.asleep = False
 
@@ -183,10 +185,22 @@ class Keeper:
 
     def _run(self) -> None:
         try:
+            if self.pool.host is not None:
+                self._follow(self.pool.host)
             self._connect()
+            self._settled.set()
             self._keep()
         except BaseException as error:  # noqa: BLE001 - whoever waits for a call must hear of it
             self.pool.end(error)
+        finally:
+            self._settled.set()
+
+    def _follow(self, host: Pool) -> None:
+        """Wait until the host of a guest has connected: one asks the provider for all. Raises what has ended it."""
+        while not host.keeper._settled.wait(SLICE_S) and self.pool.over is None:  # noqa: SLF001 - one of us
+            pass
+        if host.over is not None:
+            raise copy.copy(host.over)
 
     def _keep(self) -> None:
         pool, leader = self.pool, self.pool.leader
@@ -361,7 +375,7 @@ class Keeper:
     def close_session(self) -> None:
         """End the session's task; a guest only ends its own workers."""
         pool = self.pool
-        if pool.first:
+        if pool.host is not None:
             for index in list(pool.lines):
                 self.say({"do": "dismiss", "worker": index})
             pool.end(SessionClosedError("it was closed here"))

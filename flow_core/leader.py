@@ -126,10 +126,7 @@ class Leader:
         """Lead until `ready()`, for `timeout_s` at most, or until somebody waits who can do it instead."""
         if self._lead.acquire(blocking=False):
             self._stands_in = True
-            try:
-                self._lead_until(lambda: bool(self._followers) or ready(), time.monotonic() + timeout_s)
-            finally:
-                self._stands_in = False
+            self._lead_until(lambda: bool(self._followers) or ready(), time.monotonic() + timeout_s)
 
     def _lead_until(self, ready: Callable[[], bool], deadline: float | None) -> None:
         self._thread = threading.get_ident()
@@ -141,6 +138,7 @@ class Leader:
 
     def _pass_on(self) -> None:
         self._thread = 0
+        self._stands_in = False
         self._lead.release()
         with contextlib.suppress(IndexError):
             self._followers.popleft().wake()

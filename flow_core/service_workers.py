@@ -35,7 +35,8 @@ class SharedSession:
     def guest(self, name: str, *, workers: int, min_workers: int, ordered: bool) -> Pool:
         """Return a pool with workers of its own. Raises ValidationError when there are too many already."""
         spec = replace(self.pool.spec, name=name, workers=workers, min_workers=min_workers)
-        return Pool(self.pool.flow, self.pool.task, spec, first=self._take(workers), ordered=ordered)
+        first = self._take(workers)
+        return Pool(self.pool.flow, self.pool.task, spec, ordered=ordered, host=self.pool, first=first)
 
     def dismiss(self, guest: Pool) -> None:
         """End a guest and its workers."""
