@@ -69,7 +69,7 @@ def _raw() -> Iterator[None]:
     handled = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
     previous = {number: signal.signal(number, leave) for number in handled}
     try:
-        tty.setraw(0)
+        tty.setraw(0, termios.TCSADRAIN)  # what has been typed already is for the program
         yield
     finally:
         termios.tcsetattr(0, termios.TCSADRAIN, before)
