@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from flow_core import Flow
+from flow_core import Flow, FlowApp
 from flow_core.errors import (
     CallCancelledError,
     FlowError,
+    PythonVersionMismatchError,
     RemoteExecutionError,
     ResultError,
     TaskExecutionError,
@@ -25,6 +26,7 @@ from flow_core.errors import (
     WorkerDiedError,
 )
 from flow_core.sessions import Session
+from tests.core.conftest import interpreter
 
 
 class Refused(LookupError):
@@ -332,6 +334,25 @@ def test_a_session_that_cannot_start_says_why(home: Path) -> None:
         error = session.function(lambda: 1).remote().exception(60)
     assert isinstance(error, TaskExecutionError)
     assert "/no/such/python" in str(error)
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.13"])
+def test_a_worker_of_another_python_refuses_before_it_runs_anything(
+    home: Path, tmp_path: Path, version: str
+) -> None:
+    python = interpreter(version)
+    if python is None or python == sys.executable:
+        pytest.skip(f"no other Python {version} here")
+    noted = tmp_path / "noted"
+    flow = Flow("local", local={"python": python})
+    with Session(flow=flow) as session:
+        errors = [session.function(noted.touch).remote().exception(60)]
+    errors.append(FlowApp(flow=flow).function(noted.touch).spawn().exception(60))
+    here = "{}.{}".format(*sys.version_info)
+    for error in errors:
+        assert isinstance(error, PythonVersionMismatchError)
+        assert f"captured by Python {here}, and this machine runs Python {version}." in str(error)
+    assert not noted.exists()
 
 
 def test_a_session_whose_task_is_cancelled_ends_its_calls_with_that(home: Path) -> None:

@@ -1,4 +1,4 @@
-"""`container_image=`: a session's workers run in a real container, a function with an image of its own in another one."""
+"""`container_image=`: a session runs in a real container; a function with an image of its own in another one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["python_image"]  # a fixture
 
 
 def inside() -> bool:
-    return not os.path.exists("/etc/debian_version")  # noqa: PTH110 - the image has little
+    return not os.path.exists("/etc/debian_version")
 
 
 def test_the_workers_of_a_session_run_in_its_image(home: Path, python_image: str) -> None:
