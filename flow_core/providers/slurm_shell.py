@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from flow_core.errors import TaskNotFoundError, ValidationError
 from flow_core.providers import folder as folders
-from flow_core.providers.slurm_site import Site
+from flow_core.providers.slurm_site import Site, is_terminal
 
 
 class SlurmShell:
@@ -26,7 +25,7 @@ class SlurmShell:
             )
         if not 0 <= node < nodes:
             raise ValidationError(f"node={node} does not exist: task {task_id!r} has {nodes}, counted from 0")
-        terminal = command is None and sys.stdin.isatty()
+        terminal = command is None and is_terminal()
         return self.site.terminal(self._srun(task_id, job, node, command, terminal=terminal), pty=terminal)
 
     def _srun(self, task_id: str, job: str, node: int, command: str | None, *, terminal: bool) -> list[str]:
@@ -35,8 +34,8 @@ class SlurmShell:
         folder = str(folders.place(self.site.tasks, task_id))
         program = [self.site.python, "-I", "-S", self.site.runner, "beside", folder, str(node)]
         how = ["--pty"] if terminal else ["--unbuffered"]
-        words = [] if command is None else [command]
-        return ["srun", f"--jobid={job}", *step, "--mpi=none", *how, "--", *program, *words]
+        words = [] if command is None else [command.encode().hex()]
+        return ["srun", f"--jobid={job}", *step, "--mpi=none", "--quiet", *how, "--", *program, *words]
 
     def _facts(self, task_id: str) -> Mapping[str, Any]:
         answer = self.site.slurm("slurm_look", tools=1, home=self.site.home, task_ids=[task_id], unheard=[])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flow_core.config import Settings
 from flow_core.models import TaskSpec
@@ -18,6 +19,17 @@ from flow_core.providers.transport import DEADLINE_S, BlobsMissing, LocalTranspo
 from flow_core.runner import machine
 from flow_core.runner.agent import Answer
 from flow_core.runner.cluster import environment
+
+if TYPE_CHECKING:
+    from flow_core.providers.ssh_connection import HostTransport
+
+
+def is_terminal() -> bool:
+    """Whether somebody sits in front of us."""
+    try:
+        return os.isatty(0) and os.isatty(1)
+    except OSError:  # we have no such streams
+        return False
 
 
 class Site:
@@ -30,11 +42,14 @@ class Site:
     @cached_property
     def transport(self) -> Transport:
         """The way there."""
-        host = self.settings.host
-        if host is None:
-            return LocalTransport()
+        return LocalTransport() if self.local else self._host
+
+    @cached_property
+    def _host(self) -> HostTransport:
         from flow_core.providers.ssh_connection import host_transport
 
+        host = self.settings.host
+        assert host is not None
         there = {"home": self.settings.home, "python": host.python or "python3"}
         return host_transport(host.model_copy(update=there), self._ssh, per_node=False)
 
@@ -48,7 +63,7 @@ class Site:
         if self.local:
             home = os.path.abspath(os.path.expanduser(self.settings.home))
             return home, machine.install(home, folders.runner_sources())
-        hello = self.transport.client.hello  # type: ignore[attr-defined]
+        hello = self._host.client.hello
         return hello["home"], hello["runner"]
 
     @property
@@ -81,14 +96,13 @@ class Site:
         args = {**args, "deadline_s": limit}
         return self.transport.call(verb, args, data=data, deadline_s=limit * tools + DEADLINE_S).value
 
-    def terminal(self, argv: Sequence[str], *, pty: bool) -> int:  # noqa: ARG002
-        """Run one of Slurm's tools on our terminal; return its exit code."""
+    def terminal(self, argv: Sequence[str], *, pty: bool) -> int:
+        """Run one of Slurm's tools on our standard streams; return its exit code."""
         if self.local:
             return subprocess.run(argv, env=environment(), check=False).returncode
-        done = self.transport.run(argv, deadline_s=3600.0)
-        sys.stdout.buffer.write(done.stdout)
-        sys.stderr.buffer.write(done.stderr)
-        return done.code
+        from flow_core.providers.ssh_terminal import attach
+
+        return attach(self._host.session(), "exec " + shlex.join(argv), terminal=pty)
 
     # -- files
 

@@ -1,6 +1,6 @@
 """Runs something beside a task on a node that a scheduler has given it: where the task runs, with its environment.
 
-Started as ``<runner> beside <task folder> <node> [command]``; without a command it is a shell on our terminal.
+Started as ``<runner> beside <task folder> <node> [command in hexadecimal]``; without a command it is a shell.
 Standard library only, Python 3.8+.
 """
 
@@ -16,7 +16,7 @@ from .ranks import environment
 
 def main(argv: list[str]) -> int:
     """Become the command. Returns only when that cannot be: 127."""
-    folder, node, command = argv[0], int(argv[1]), argv[2] if len(argv) > 2 else None
+    folder, node, command = argv[0], int(argv[1]), bytes.fromhex(argv[2]).decode() if len(argv) > 2 else None
     job: dict[str, Any] = task.read_json(folder, "job.json") or {}
     started = task.read_json(folder, "started.json") or {}
     gpus, nodes = started.get("gpus", []), job["num_instances"]

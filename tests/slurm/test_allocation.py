@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import stat
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,7 @@ from flow_core.models import TaskStatus
 from flow_core.testing import NASTY
 from tests.infra.lab import until
 from tests.infra.slurm import Cluster
+from tests.infra.ssh import Client, Sshd
 
 SHOW = "import json, os; print(json.dumps(dict(os.environ)))"
 
@@ -181,6 +187,40 @@ def test_a_command_runs_beside_the_task_with_its_environment(
         )
         out = capfd.readouterr().out
         assert (code, out) == (5, f"it's {node} 0,1 n{node + 1}\n")
+
+
+def test_a_command_runs_beside_the_task_through_a_login_node(
+    slurm_login: Sshd, ssh_client: Client, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = {
+        "host": "ada@login",
+        "home": str(slurm_login.lab.home / "ada" / "flow shell"),
+        "memory": "100M",
+    }
+    flow = Flow("slurm", slurm=settings, ssh={"config": str(ssh_client.config)})
+    task = flow.run("sleep 1000", upload_code=False, env={"MINE": "it's"})
+    until(lambda: flow.poll([task.task_id])[task.task_id].status is TaskStatus.RUNNING, "its start")
+    code = flow.provider.shell.run(task.task_id, 'echo "$MINE $USER"; echo no >&2; exit 5')  # type: ignore[union-attr]
+    assert (code, capfd.readouterr().out) == (5, "it's ada\n")
+    task.cancel()
+
+
+def test_a_shell_beside_the_task_has_our_terminal(flow: Flow) -> None:
+    task = flow.run("sleep 1000", upload_code=False)
+    until(lambda: flow.poll([task.task_id])[task.task_id].status is TaskStatus.RUNNING, "its start")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ["SHELL"] = "/bin/sh"
+        os._exit(flow.provider.shell.run(task.task_id, None))  # type: ignore[union-attr]
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 99, 0, 0))
+    os.write(terminal, b"stty size; echo rank $FLOW_NODE_RANK on $SLURMD_NODENAME; exit 7\n")
+    said = b""
+    with contextlib.suppress(OSError):  # what a terminal says when nobody is left at its other end
+        while piece := os.read(terminal, 4096):
+            said += piece
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7, said
+    assert b"33 99" in said and b"rank 0 on n1" in said
 
 
 def test_there_is_no_shell_beside_a_task_that_does_not_run(flow: Flow) -> None:
