@@ -15,7 +15,7 @@ from tests.benchmarks.peers import System
 
 MARK = "FLOW_BENCH_MARK"  # in the environment of the measured process and, inherited, of all that it starts
 FEW, MANY = 2, 6
-OUTSTANDING = 10_000
+OUTSTANDING = 5_000  # from some number on, ours holds back who submits
 KIB = 1024
 
 

@@ -121,8 +121,9 @@ def run(block: Block, what: str, rounds: int) -> list[dict[str, Any]]:
         found = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
         if done.returncode:
             last = (errors.read_text().strip() or f"exit code {done.returncode}").splitlines()[-1]
-            systems = ", ".join(kind.name for kind in block.kinds)
-            found.append({"failed": f"{systems} ({what})", "why": last})
+            systems = ", ".join(kind.name for kind in block.kinds if what in {"rows", kind.__name__})
+            rows_or_memory = "calls" if what == "rows" else "memory"
+            found.append({"failed": f"{systems}: {rows_or_memory}", "why": last})
         return found
 
 
