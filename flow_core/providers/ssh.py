@@ -78,6 +78,8 @@ class SSHProvider(Provider):
         if twice:
             raise ConfigError(f"ssh.hosts names {', '.join(sorted(twice))} twice")
         self.hosts = [Host(host, self.settings) for host in self.settings.hosts]
+        for host in self.hosts:
+            host.transport.target  # noqa: B018 - a mistake in ~/.ssh/config is told now, not host by host
         self.notebook = Notebook(self.settings.notes)
         self._table = threading.Lock()
         self._placements: OrderedDict[str, Placement] = OrderedDict()

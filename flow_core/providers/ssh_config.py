@@ -82,7 +82,7 @@ class _Files:
             port=port,
             user=user,
             identities=_identities(host, known.get("identityfile", [])),
-            certificates=tuple(_paths(known.get("certificatefile", []))),
+            certificates=tuple(_paths(known.get("certificatefile", "").split())),
             identities_only=only,
             agent=self._agent(known.get("identityagent")),
             known_hosts=self._known_hosts(known),

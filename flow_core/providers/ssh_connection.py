@@ -76,6 +76,7 @@ class HostTransport(Reconnecting):
         client = self._client
         if client is not None and client.broken is None:
             return client
+        self.target  # noqa: B018 - a mistake in the configuration is no outage
         if self.outage is None:
             self._try()
         else:

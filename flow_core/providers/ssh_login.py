@@ -292,7 +292,14 @@ def _changed(target: Target, trusted: list[KnownKey], kind: str, key: bytes) -> 
 def _prove(target: Target, transport: paramiko.Transport, deadline: float) -> None:
     """Offer our keys one after the other. Raises HostRefused that says what became of each."""
     tried: list[str] = []
-    for label, key in _keys(target, tried):
+    with contextlib.closing(_Agent(target.agent)) as agent:
+        _offer(target, transport, deadline, agent, tried)
+
+
+def _offer(
+    target: Target, transport: paramiko.Transport, deadline: float, agent: _Agent, tried: list[str]
+) -> None:
+    for label, key in _keys(target, agent, tried):
         transport.auth_timeout = max(0.1, deadline - time.monotonic())
         try:
             more = transport.auth_publickey(target.user, key)
@@ -334,9 +341,9 @@ def _refused(target: Target, tried: list[str], why: str) -> HostRefused:
     )
 
 
-def _keys(target: Target, tried: list[str]) -> Iterator[tuple[str, paramiko.PKey]]:
+def _keys(target: Target, agent: _Agent, tried: list[str]) -> Iterator[tuple[str, paramiko.PKey]]:
     """Yield the keys to offer, the agent's first as ssh does; what cannot be used is noted in `tried`."""
-    from_agent = _agent_keys(target)
+    from_agent = list[paramiko.PKey](agent.get_keys())
     files = [path for path in target.identities if os.path.exists(path)]
     mine = {_public(path): path for path in target.identities}
     offered: set[bytes] = set()
@@ -358,21 +365,13 @@ def _keys(target: Target, tried: list[str]) -> Iterator[tuple[str, paramiko.PKey
     tried += [f"{path}: does not exist" for path in target.identities if path not in files and not files]
 
 
-def _agent_keys(target: Target) -> list[paramiko.PKey]:
-    if target.agent is None:
-        return []
-    agent = _Agent(target.agent)
-    try:
-        return list(agent.get_keys())
-    except (paramiko.SSHException, OSError):
-        return []
-
-
 class _Agent(paramiko.agent.AgentSSH):
-    """An agent at a given socket; paramiko's own looks at the environment alone."""
+    """An agent at a given socket, without keys where there is none; paramiko's own looks at the environment alone."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str | None) -> None:
         super().__init__()
+        if path is None:
+            return
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.settimeout(10)
@@ -380,6 +379,10 @@ class _Agent(paramiko.agent.AgentSSH):
             self._connect(connection)  # type: ignore[attr-defined]  # the way in that subclasses have
         except (OSError, paramiko.SSHException):
             connection.close()
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._close()  # type: ignore[attr-defined]  # the way out that subclasses have
 
 
 def _public(path: str) -> bytes:
