@@ -49,6 +49,11 @@ class TaskId:
         return replace(self, attempt=self.attempt + 1)
 
 
+def is_task_id(text: str) -> bool:
+    """Whether a text has the form of a task id."""
+    return _PATTERN.fullmatch(text) is not None
+
+
 def digest(key: str) -> str:
     """Return the 16 hex digits that stand for a key wherever its characters would be in the way."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from contextlib import AbstractContextManager
 from typing import Any
 
 from flow_core import payload
@@ -18,8 +19,10 @@ from flow_core.errors import (
 )
 from flow_core.flow import Flow
 from flow_core.futures import DONE, FAILED, SENT, Future, call_back, ending
+from flow_core.ids import is_task_id
 from flow_core.runner.parcels import Parcel
 from flow_core.runner.strict_json import from_json
+from flow_core.task_futures import of_task
 
 _ID = re.compile(r"(?P<task>[^:]+):(?P<name>[0-9a-f]{1,32}-[0-9]{1,20})")
 _ASK_EVERY_S = 0.1
@@ -28,6 +31,8 @@ _ASK_EVERY_S = 0.1
 def future_of(call_id: str, *, serialization: str = "json", **settings: Any) -> Future:
     """Return the future of a call by its id; see `Future.from_id`."""
     found = _ID.fullmatch(call_id)
+    if found is None and is_task_id(call_id):
+        return of_task(Flow(**settings), call_id, serialization)
     if found is None:
         raise ValidationError(
             f"{call_id!r} is not the id of a call",
@@ -47,7 +52,7 @@ class KeptCalls:
 
     def __init__(self, flow: Flow, task_id: str, name: str, serialization: str) -> None:
         self.flow = flow
-        self.lock = threading.RLock()
+        self.lock: AbstractContextManager[Any] = threading.RLock()
         self.task_id = task_id
         self._name = name
         self._serialization = serialization

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-from flow_core.calls import InvokeTask
+from flow_core.calls import InvokeTask, Serialization
 from flow_core.engine import SLICE_S, Engine
-from flow_core.errors import FlowError, TimeoutError
+from flow_core.errors import FlowError, TimeoutError, ValidationError
+from flow_core.flow import Flow
 from flow_core.futures import DONE, FAILED, SENT, Future, call_back, ending
 from flow_core.runner.parcels import Parcel
 from flow_core.status import TaskStatus
+from flow_core.task import KIND_LABEL
 
 _STATUS = {
     TaskStatus.PENDING: "queued",
@@ -58,6 +60,18 @@ class TaskFuture(Future):
         if added:
             _watcher_of(self._engine).add(self)
         return added
+
+
+def of_task(flow: Flow, task_id: str, serialization: str) -> TaskFuture:
+    """Return the future of a call that is a task, whoever has submitted it. Raises TaskNotFoundError."""
+    seen = flow.engine.get(task_id)
+    if seen.labels.get(KIND_LABEL) != "call":
+        raise ValidationError(
+            f"task {task_id} is not a call", suggestions=["Read it as a task: flow.get_task(task_id)."]
+        )
+    codec: Serialization = "pickle" if serialization == "pickle" else "json"
+    task = InvokeTask(flow.engine, task_id, seen=seen, objects=flow.objects, serialization=codec)
+    return TaskFuture(flow.engine, task, seen.name, codec)
 
 
 class _TaskRun:

@@ -19,12 +19,14 @@ from flow_core import FlowApp
 from flow_core.config import SlurmSettings
 from flow_core.errors import (
     RemoteExecutionError,
+    ResultError,
     SerializationError,
     TaskCancelledError,
+    TaskNotFoundError,
     TaskTimeLimitError,
     ValidationError,
 )
-from flow_core.futures import as_completed, gather, get, wait
+from flow_core.futures import Future, as_completed, gather, get, wait
 from flow_core.models import TaskConfig, TaskSpec
 from flow_core.providers.slurm_script import wishes
 from flow_core.sessions import Session
@@ -70,6 +72,19 @@ def test_spawn_gives_a_future_with_a_task_id(app: FlowApp) -> None:
     assert future.id == future.task_id == app.flow.get_task(future.task_id).task_id
     assert future.logs() == "said 2\n"
     assert not future.cancel()
+
+
+def test_another_process_collects_a_call_by_its_id(app: FlowApp) -> None:
+    future = app.function(serialization="pickle")(lambda: {1}).spawn()
+    again = Future.from_id(future.id, serialization="pickle")
+    assert again.result(30) == {1}
+    assert again.task_id == future.task_id
+    with pytest.raises(ResultError, match="pickle"):
+        Future.from_id(future.id).result(30)
+    with pytest.raises(ValidationError, match="is not a call"):
+        Future.from_id(app.flow.run("true").task_id)
+    with pytest.raises(TaskNotFoundError):
+        Future.from_id("train-0123456789abcdef-1")
 
 
 def test_a_handle_looks_like_its_function_and_travels_as_it(app: FlowApp) -> None:
