@@ -14,10 +14,11 @@ import linecache
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Literal, NamedTuple
 
 from flow_core.errors import SerializationError
-from flow_core.references import References
+from flow_core.references import References, global_names
 from flow_core.runner.execute import WIRE_VERSION, sha256_hex
 from flow_core.runner.pickles import CLOUDPICKLE_ZIP, PICKLE_LIMIT_BYTES, blame
 from flow_core.runner.strict_json import to_json
@@ -66,6 +67,11 @@ def capture(
         "function_file": FUNCTION_FILE,
         "sources": _sources(filenames),
     }
+    loaders, others = _loaders()
+    if b"cloudpickle" not in captured:
+        call["loaders"] = 0
+    elif loaders and not any(name in captured for name in others):
+        call["loaders"], captured = len(loaders), loaders + captured
     return {"call.json": to_json(call, "call"), FUNCTION_FILE: captured, CLOUDPICKLE_ZIP: cloudpickle_zip()}
 
 
@@ -160,6 +166,53 @@ def cloudpickle_zip() -> bytes:
                 info = zipfile.ZipInfo(f"cloudpickle/{member.name}")  # with a date that never changes
                 packed.writestr(info, member.read_bytes(), zipfile.ZIP_DEFLATED)
     return archive.getvalue()
+
+
+#: What a pickled function needs of cloudpickle when it is loaded, as far as its other parts are not involved.
+_LOADERS = (
+    *(
+        "instance",
+        "_empty_cell_value",
+        "_make_empty_cell",
+        "_make_cell",
+        "_make_function",
+        "_function_setstate",
+    ),
+    *("_builtin_type", "subimport"),
+)
+
+
+@functools.cache
+def _loaders() -> tuple[bytes, tuple[bytes, ...]]:
+    """Return these functions of our cloudpickle, compiled, and the names of all its other ones.
+
+    To import the whole of it takes the other side longer than all else of a call. Nothing, where this cloudpickle is
+    not made as expected.
+    """
+    import marshal
+
+    from cloudpickle import cloudpickle
+
+    names = vars(cloudpickle)
+    ours = {name for name, value in names.items() if getattr(value, "__module__", "") == cloudpickle.__name__}
+    try:
+        parts = [names[name] for name in _LOADERS]
+        text = "\n".join(
+            inspect.getsource(one if isinstance(one, FunctionType) else type(one)) for one in parts
+        )
+    except (KeyError, OSError, TypeError):
+        return b"", ()
+    if global_names(compile(text, "", "exec")) & set(names) - {
+        *_LOADERS,
+        "sys",
+        "types",
+        "__builtins__",
+        "__name__",
+    }:
+        return b"", ()
+    code = compile(f"import sys, types\n{text}", f"{CLOUDPICKLE_ZIP}/cloudpickle/cloudpickle.py", "exec")
+    others = ours.difference(_LOADERS, ("dump", "dumps"))  # words of any text, and in no pickle
+    return marshal.dumps(code), tuple(name.encode() for name in sorted(others))
 
 
 def _check(function: object) -> None:

@@ -12,7 +12,6 @@ SHA-256 is another. Standard library only, Python 3.8+.
 from __future__ import annotations
 
 import os
-import pickle
 import stat
 import struct
 import sys
@@ -277,7 +276,9 @@ class Resolver:
 def _loads(data: Buffer, restore: Callable[[dict[str, Any]], Any], **options: Any) -> Any:
     import io
 
-    class Unpickler(pickle.Unpickler):
+    from .pickles import Unpickler as Base
+
+    class Unpickler(Base):
         def find_class(self, module: str, name: str) -> Any:
             return restore if (module, name) == _RESTORE else super().find_class(module, name)
 

@@ -6,7 +6,6 @@ Standard library only, Python 3.8+; cloudpickle comes with the call, from the se
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 
 from . import stdlib
@@ -14,11 +13,19 @@ from .strict_json import NotSerializable, TooLarge, describe, short
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    import pickle
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import CodeType
     from typing import Any, TypeVar
 
     T = TypeVar("T")
+else:
+    try:
+        import _pickle as pickle  # all that is needed of it, and `pickle` loads `re`
+    except ImportError:
+        import pickle
+
+Unpickler = pickle.Unpickler
 
 PICKLE_LIMIT_BYTES = 100 * 1024 * 1024
 """The most that a captured call, or its result, may take as pickle."""
@@ -26,13 +33,15 @@ PROTOCOL = 5
 CLOUDPICKLE_ZIP = "cloudpickle.zip"
 """The sender's cloudpickle, beside the captured call."""
 
+_archives: list[str] = []
+
 
 class PythonVersionMismatch(Exception):
     """The function was captured by another Python than the one that is to run it."""
 
 
 def prepare(folder: str, call: dict[str, Any]) -> None:
-    """Import the sender's cloudpickle. Raises PythonVersionMismatch before anything of the call is loaded."""
+    """Make the sender's cloudpickle ready. Raises PythonVersionMismatch before anything of the call is loaded."""
     made_by, running = tuple(call["python"]), sys.version_info
     if made_by != running[:2]:
         raise PythonVersionMismatch(
@@ -40,22 +49,51 @@ def prepare(folder: str, call: dict[str, Any]) -> None:
             "function only works in the same version: run the machine with that Python, or call the function by its "
             "file and name, which works across versions".format(*made_by, *running[:3], sys.executable)
         )
-    sys.path.insert(0, os.path.join(folder, CLOUDPICKLE_ZIP))
-    __import__("cloudpickle")
-    del sys.path[0]
+    _archives[:] = [os.path.join(folder, CLOUDPICKLE_ZIP)]
+    if "loaders" not in call:
+        _cloudpickle()
+
+
+def _cloudpickle() -> Any:
+    """Return cloudpickle: the one that is loaded, or the sender's, which takes longer than all else of a call."""
+    if "cloudpickle" not in sys.modules:
+        with stdlib.Unshadowed():
+            sys.path[:0] = _archives
+            __import__("cloudpickle")
+    return sys.modules["cloudpickle"]
 
 
 def load_captured(folder: str, call: dict[str, Any]) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
     """Return the captured function, and its arguments where they were captured as well."""
     with open(os.path.join(folder, call["function_file"]), "rb") as file:
+        loads = _loads_with(file.read(call.get("loaders", 0)))
         data = file.read()
-    loads: Callable[[bytes], Any] = pickle.loads
     if "inputs" in call:
         from .objects import Resolver
 
+        _cloudpickle()
         loads = Resolver(folder, call["inputs"]).loads
     function, args, kwargs = loads_captured(data, call.get("sources") or {}, loads)
     return function, args, kwargs
+
+
+def _loads_with(loaders: bytes) -> Callable[[bytes], Any]:
+    """Return `pickle.loads`, for a pickle that needs no more of cloudpickle than these functions of it."""
+    if not loaders:
+        return pickle.loads
+    import io
+    import marshal
+
+    found: dict[str, Any] = {"__name__": "cloudpickle.cloudpickle"}
+    exec(marshal.loads(loaders), found)  # noqa: S102, S302 - made by the same Python, for the caller's own function
+
+    class WithLoaders(Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if module == "cloudpickle.cloudpickle" and name in found:
+                return found[name]
+            return super().find_class(module, name)
+
+    return lambda data: WithLoaders(io.BytesIO(data)).load()
 
 
 def loads_captured(data: bytes, sources: dict[str, str], loads: Callable[[bytes], Any] = pickle.loads) -> Any:
@@ -103,9 +141,8 @@ def pieces(value: Any, name: str) -> list[Any]:
 
 
 def _blaming(make: Callable[[Any, Callable[..., bytes]], T], value: Any, name: str) -> T:
-    dump = getattr(sys.modules.get("cloudpickle"), "dumps", pickle.dumps)
     try:
-        return make(value, dump)
+        return _first_plainly(lambda dump: make(value, dump))
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:
@@ -113,11 +150,18 @@ def _blaming(make: Callable[[Any, Callable[..., bytes]], T], value: Any, name: s
 
 
 def _dumps(value: Any) -> bytes:
-    by_value = sys.modules.get("cloudpickle")
-    if by_value is None:
-        return pickle.dumps(value, PROTOCOL)
-    data: bytes = by_value.dumps(value, PROTOCOL)
-    return data
+    return _first_plainly(lambda dump: dump(value, protocol=PROTOCOL))
+
+
+def _first_plainly(make: Callable[[Callable[..., bytes]], T]) -> T:
+    """Call with cloudpickle's `dumps`; where that is not loaded, with pickle's if that can do it."""
+    if "cloudpickle" not in sys.modules:
+        try:
+            return make(pickle.dumps)
+        except Exception:  # it cannot, for whatever reason
+            if not _archives:
+                raise
+    return make(_cloudpickle().dumps)
 
 
 def blame(value: Any, name: str, error: BaseException, dump: Callable[[Any], object]) -> str:
@@ -216,9 +260,38 @@ def _global_names(code: CodeType) -> set[str]:
 
 def _show_sources(sources: dict[str, str]) -> None:
     """Let tracebacks and inspect.getsource show code whose file is on the sender's machine only."""
-    if not sources:
-        return
-    linecache = stdlib.standard("linecache")
+    if "linecache" in sys.modules:
+        _fill(sys.modules["linecache"], sources)
+    elif sources:
+        sys.meta_path.insert(0, _WhenLinecacheIsImported(sources))
+
+
+def _fill(linecache: Any, sources: Mapping[str, str]) -> None:
     for name, text in sources.items():
         if not os.path.exists(name):
             linecache.cache[name] = (len(text), None, text.splitlines(True), name)
+
+
+class _WhenLinecacheIsImported:
+    """Gives linecache the sources when somebody imports it; to import it for every call would take too long."""
+
+    def __init__(self, sources: Mapping[str, str]) -> None:
+        self.sources = sources
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != "linecache":
+            return None
+        sys.meta_path.remove(self)
+        spec: Any = next(filter(None, (one.find_spec(name, path, target) for one in sys.meta_path)), None)
+        if spec is not None:
+            self.spec, self.loader, spec.loader = spec, spec.loader, self
+        return spec
+
+    def create_module(self, spec: Any) -> Any:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: Any) -> None:
+        self.spec.loader = module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        if hasattr(module, "cache"):  # else a module of the user's has that name
+            _fill(module, self.sources)

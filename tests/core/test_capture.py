@@ -403,3 +403,71 @@ def test_capturing_does_not_set_off_lazy_modules(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "lazy_module_of_a_test", Lazy("lazy_module_of_a_test"))
     monkeypatch.setitem(sys.modules, "no_module_at_all", object())
     capture.capture(helper, [1])
+
+
+# -- what the other side has to load
+
+
+def loaded(*names: str) -> list[str]:
+    return [name for name in names if name in sys.modules]
+
+
+def test_a_plain_function_is_called_without_what_takes_long_to_import(machine: Machine) -> None:
+    def closed_over(n: int) -> list[Any]:
+        return [helper(n), loaded("cloudpickle", "pickle", "re", "enum", "linecache", "typing")]
+
+    assert send(machine, closed_over, 2).value == [6, []]
+
+
+def test_a_class_brings_cloudpickle_with_it(machine: Machine) -> None:
+    def f() -> list[Any]:
+        return [Point(1).moved().x, loaded("cloudpickle")]
+
+    assert send(machine, f).value == [4, ["cloudpickle"]]
+
+
+def test_the_function_of_an_installed_package_brings_nothing(machine: Machine) -> None:
+    assert send(machine, functools.reduce, max, [1, 3, 2]).value == 3
+
+
+def test_a_value_that_only_cloudpickle_can_send_comes_back_although_nothing_was_loaded_by_it(
+    machine: Machine,
+) -> None:
+    def f(n: int) -> Callable[[int], int]:
+        return lambda x: x + n + FACTOR
+
+    assert send(machine, f, 1).value(1) == 5
+
+
+def test_a_part_of_a_value_that_cannot_travel_is_named_all_the_same(machine: Machine) -> None:
+    done = send(machine, lambda: {"a": [1, threading.Lock()]})
+    with pytest.raises(ResultError, match=r"result\['a'\]\[1\] is a _thread\.lock"):
+        _ = done.value
+
+
+def test_a_cloudpickle_that_is_made_in_another_way_is_sent_and_loaded_as_a_whole(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture, "_loaders", lambda: (b"", ()))
+    assert send(machine, lambda: loaded("cloudpickle")).value == ["cloudpickle"]
+
+
+def test_a_traceback_that_the_function_makes_shows_the_senders_lines(machine: Machine) -> None:
+    def f() -> str:
+        import traceback
+
+        try:
+            raise ValueError(FACTOR)
+        except ValueError:
+            return traceback.format_exc()
+
+    assert "raise ValueError(FACTOR)" in send(machine, f).value
+
+
+def test_nothing_of_ours_stays_in_the_import_system_once_linecache_is_there(machine: Machine) -> None:
+    def f() -> list[str]:
+        import linecache
+
+        return [str(one) for one in (*sys.meta_path, linecache.__loader__, linecache.__spec__.loader)]
+
+    assert not [text for text in send(machine, f).value if "flow" in text]
