@@ -6,6 +6,7 @@ ours. Every call has a deadline. Nothing here knows what a task is.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import secrets
@@ -491,7 +492,10 @@ class AgentClient:
             pending.done.set()
         for stream in streams:
             stream.cut()
-        self._link.close()
+        with contextlib.suppress(
+            OSError, EOFError
+        ):  # a channel says goodbye, and there may be nobody to hear it
+            self._link.close()
 
     def close(self) -> None:
         """End the connection, and with it the agent."""
