@@ -159,14 +159,16 @@ def test_a_terminal_carries_keys_sizes_and_signals_and_is_restored(
     there.type("stty size\n")
     there.expect(r"24 80")
     there.resize(132, 50)
-    until(
-        lambda: there.type("stty size\n") is None and there.expect(r"(\d+ \d+)\r")[1] == "50 132",
-        "the new size",
-    )
-    there.type("sleep 1000; echo after=$?\n")
-    time.sleep(0.1)
+
+    def new_size() -> bool:
+        there.type("stty size\n")
+        return there.expect(r"\n(\d+ \d+)\r")[1] == "50 132"
+
+    until(new_size, "the new size")
+    there.type("sleep 4322; echo after\n")
+    until(lambda: subprocess.run(["pgrep", "-fx", "sleep 4322"], check=False).returncode == 0, "the command")
     there.type("\x03")
-    there.expect(r"[$#] ")
+    until(lambda: subprocess.run(["pgrep", "-fx", "sleep 4322"], check=False).returncode == 1, "its end")
     there.type("echo still here\n")
     there.expect(r"still here\r\n")
     there.type("exit 5\n")
