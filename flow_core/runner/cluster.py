@@ -5,7 +5,7 @@ a folder that all nodes see under the same path.
 
 ============ ===============================================================================
 batch.sh     in a task's folder: the script that Slurm is given
-queued.json  in a task's folder: {name, job, index}, written once Slurm has taken it
+queued.json  in a task's folder: {name, job, index, cluster}, written once Slurm has taken it
 slurm.out    in a task's folder: what the script and Slurm itself print
 arrays/      one folder per array of tasks: `batch.sh`, and `tasks` with a task folder per line
 enqueue/     locks, so that two submits of one task do not both ask Slurm
@@ -156,7 +156,7 @@ def enqueue(home: str, task_id: str, *, fresh: bool, depends: str, deadline_s: f
                     _discard(folder)
                 raise
         element = queued if queued is not None and "_" in job else {"name": name, "index": None}
-        task.write_json(folder, "queued.json", {**element, "job": job})
+        task.write_json(folder, "queued.json", {**element, "job": job, "cluster": cluster_name(deadline_s)})
 
 
 def _last_of_the_attempt_before(home: str, folder: str) -> str | None:
@@ -180,8 +180,9 @@ def enqueue_array(home: str, name: str, script: str, task_ids: list[str], *, dea
     machine.private(shelf)
     for file, text in (("tasks", "\n".join(folders) + "\n"), ("batch.sh", script)):
         _write(os.path.join(shelf, file), text)
+    element = {"name": name, "job": None, "cluster": cluster_name(deadline_s)}
     for index, folder in enumerate(folders):
-        task.write_json(folder, "queued.json", {"name": name, "index": index, "job": None})
+        task.write_json(folder, "queued.json", {**element, "index": index})
     try:
         job = _sbatch([os.path.join(shelf, "batch.sh")], name, shelf, deadline_s)
     except Refused as refused:
@@ -243,8 +244,31 @@ def _look_up(home: str, task_id: str, queued: dict[str, Any] | None, deadline_s:
     return next((job.id for job in jobs if (job.name, job.element) in names), None)
 
 
-def _queue(names: list[str], deadline_s: float) -> list[Job]:
-    return slurm_text.parse_queue(_ask(slurm_text.queue_command(names), deadline_s=deadline_s))
+def _queue(names: list[str], deadline_s: float, user: str = "--me") -> list[Job]:
+    return slurm_text.parse_queue(_ask(slurm_text.queue_command(names, user), deadline_s=deadline_s))
+
+
+def _owner(home: str) -> str:
+    """Return whose jobs are asked for: ours, or everybody's where the tasks are somebody else's."""
+    return "--me" if os.stat(home).st_uid == os.geteuid() else ""
+
+
+def cluster_name(deadline_s: float) -> str | None:
+    """Return the name of the cluster that the tools speak with, None where it does not tell. Asked once."""
+    conf = os.environ.get("SLURM_CONF", "")
+    if conf not in _clusters:
+        try:
+            named = setting("ClusterName", deadline_s=deadline_s)
+        except Refused:
+            return None
+        if named is None:
+            return None
+        _clusters[conf] = named
+    return _clusters[conf]
+
+
+#: Names of clusters by the configuration that leads to them.
+_clusters: dict[str, str] = {}
 
 
 def _sbatch(arguments: list[str], name: str, cwd: str, deadline_s: float) -> str:
@@ -298,11 +322,16 @@ def look(home: str, task_ids: list[str], *, unheard: list[str] | None, deadline_
     if not live or (unheard is not None and not any(task_id in live for task_id in unheard)):
         return {"tasks": tasks, "asked": False, "trouble": None}
     try:
-        jobs = _Jobs(_queue([], deadline_s))
+        jobs = _Jobs(_queue([], deadline_s, _owner(home)))
     except Refused as refused:
         if refused.kind != "unavailable":
             raise
         return {"tasks": tasks, "asked": True, "trouble": refused.message}
+    for task_id, facts in list(live.items()):
+        elsewhere = _elsewhere(facts, deadline_s)
+        if elsewhere:
+            tasks[task_id] = {**facts, "slurm": {"status": None, "message": elsewhere}}
+            del live[task_id]
     found = {task_id: jobs.of(job_name(home, task_id), facts) for task_id, facts in live.items()}
     # What was noted before the queue was asked, and is not in its answer, is gone.
     forgotten = {live[one]["job"]: one for one, job in found.items() if job is None and live[one]["job"]}
@@ -315,6 +344,15 @@ def look(home: str, task_ids: list[str], *, unheard: list[str] | None, deadline_
         elif job is not None or task_id in forgotten.values():
             tasks[task_id] = _settled(home, task_id, job)
     return {"tasks": tasks, "asked": True, "trouble": None}
+
+
+def _elsewhere(facts: dict[str, Any], deadline_s: float) -> str | None:
+    """Say so when a task's job is on another cluster than the one we can ask: numbers there mean other jobs here."""
+    noted = (facts["queued"] or {}).get("cluster")
+    ours = None if noted is None else cluster_name(deadline_s)
+    if ours is None or noted == ours:
+        return None
+    return f"its job is on the cluster {noted!r}, and Slurm's tools here speak with {ours!r}"
 
 
 def _told(job: Job, status: str | None, message: str) -> dict[str, Any]:
@@ -459,14 +497,18 @@ def dequeue(home: str, task_ids: list[str], *, deadline_s: float) -> str | None:
     looks for the wish by itself.
     """
     with ThreadPoolExecutor(16) as pool:  # each record waits for the disk
-        jobs = [job for job in pool.map(lambda task_id: _stop(home, task_id), task_ids) if job is not None]
+        jobs = [
+            job
+            for job in pool.map(lambda task_id: _stop(home, task_id, deadline_s), task_ids)
+            if job is not None
+        ]
     ids = slurm_text.fold([job for job, is_name in jobs if not is_name])
     trouble = [_scancel(ids[start : start + 200], deadline_s) for start in range(0, len(ids), 200)]
     trouble += [_scancel(["--me", "--name=" + name], deadline_s) for name, is_name in jobs if is_name]
     return next((words for words in trouble if words), None)
 
 
-def _stop(home: str, task_id: str) -> tuple[str, bool] | None:
+def _stop(home: str, task_id: str, deadline_s: float) -> tuple[str, bool] | None:
     """Write down the wish; return what Slurm calls the job, its id or (True) its name. None when it has ended."""
     facts = _facts(home, task_id)
     if facts is None or facts["exit"] is not None:
@@ -475,6 +517,8 @@ def _stop(home: str, task_id: str) -> tuple[str, bool] | None:
     os.close(os.open(os.path.join(folder, "cancel"), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
     if task.claim_first(folder, proc.nobody()):
         task.finish(folder, task.exit_record("cancelled", message="cancelled before it started"))
+    if _elsewhere(facts, deadline_s):  # its runner looks for the wish
+        return None
     job = facts["job"] or _known_job(home, folder)
     return (job_name(home, task_id), True) if job is None else (job, False)
 

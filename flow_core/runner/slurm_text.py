@@ -74,11 +74,11 @@ class Node(NamedTuple):
 # -- squeue and sacct
 
 
-def queue_command(names: list[str]) -> list[str]:
+def queue_command(names: list[str], user: str = "--me") -> list[str]:
     """Ask for all jobs of this user that Slurm still knows, ended ones too; or for those with these names only."""
-    chosen = ["--name=" + ",".join(names)] if names else []
+    chosen = [*([user] if user else []), *(["--name=" + ",".join(names)] if names else [])]
     shape = ["--noheader", "--array", "--Format=" + _wide(_QUEUE)]
-    return ["squeue", "--me", "--all", "--states=all", *chosen, *shape]
+    return ["squeue", "--all", "--states=all", *chosen, *shape]
 
 
 def parse_queue(text: str) -> list[Job]:
