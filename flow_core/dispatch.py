@@ -223,7 +223,7 @@ class Pool:
         queue, pieces = self.queue, []
         while queue:
             future = queue[0]
-            if future.state >= DONE:  # cancelled while it waited
+            if future.state >= DONE or future.cancelled:  # while it waited
                 queue.popleft()
                 continue
             if not self._has_room(line, future) or (self.ordered and not _ready(future)):
@@ -479,17 +479,21 @@ class Pool:
     def finish(self, future: Future, error: BaseException) -> None:
         """End a call that is not on any line with an error, unless it has ended."""
         with self.lock:
-            if future.state >= DONE:
-                return
-            self.open_calls -= 1
-            if future.body is not None and self.arena is not None:
-                for segment in future.body.segments:
-                    self.arena.give_back(segment.number)
-            future.error, future.body, future.worker = error, None, None
-            if future.kept:
-                self.keeper.store(future)
-            due = [(function, future) for function in ending(future, FAILED)]
+            due = self._give_up(future, error)
         call_back(due)
+
+    def _give_up(self, future: Future, error: BaseException) -> Due:
+        """The same, under the lock. Return the callbacks that are due."""
+        if future.state >= DONE:
+            return []
+        self.open_calls -= 1
+        if future.body is not None and self.arena is not None:
+            for segment in future.body.segments:
+                self.arena.give_back(segment.number)
+        future.error, future.body, future.worker = error, None, None
+        if future.kept:
+            self.keeper.store(future)
+        return [(function, future) for function in ending(future, FAILED)]
 
     # -- what a future asks for
 
@@ -511,14 +515,14 @@ class Pool:
             if future.state >= DONE:
                 return False
             future.cancelled = True
-            line = future.worker
+            line, due = future.worker, []
+            if line is None:
+                text = f"the call {future.name!r} was cancelled before it started"
+                due = self._give_up(future, CallCancelledError(text, task_id=self.task_id))
         if line is not None:
-            self.keeper.say(
-                {"do": "cancel", "worker": line.index, "stream": line.stream, "number": future.number}
-            )
-        else:
-            text = f"the call {future.name!r} was cancelled before it started"
-            self.finish(future, CallCancelledError(text, task_id=self.task_id))
+            wish = {"do": "cancel", "worker": line.index, "stream": line.stream, "number": future.number}
+            self.keeper.say(wish)
+        call_back(due)
         return True
 
     def keep(self, future: Future) -> str:
@@ -590,7 +594,7 @@ class Pool:
 
 
 def _ready(future: Future) -> bool:
-    return all(one.state >= DONE for one in future.body.inputs)
+    return all(one.state == DONE for one in future.body.inputs)
 
 
 def _was_running(future: Future, line: Line, report: Mapping[str, Any]) -> bool:

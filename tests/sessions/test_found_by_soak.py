@@ -35,6 +35,9 @@ class Asking:
     def decode(self, stream: Stream, parcel: Any) -> Any:
         return parcel
 
+    def cancel(self, stream: Stream) -> bool:
+        return True
+
 
 def test_a_generators_value_can_arrive_while_another_is_being_taken() -> None:
     asking = Asking()
