@@ -433,6 +433,7 @@ class Pool:
             if self.lines.get(line.index) is line:
                 del self.lines[line.index]
             self.limbo[line.stream] = line
+            line.ended_at = time.monotonic()
             line.foreign.clear()
         if line.report is not None:
             self.bury(line, line.report)

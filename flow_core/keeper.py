@@ -320,6 +320,9 @@ class Keeper:
         with self.pool.lock:
             for line in list(self.pool.lines.values()):
                 line.forget_definitions()
+        for line in list(self.pool.limbo.values()):
+            if time.monotonic() - line.ended_at > _ASK_S:  # nobody knows what became of its worker
+                self.pool.bury(line, {})
 
     def _missing(self) -> list[int]:
         """Return the indices of the workers that should be there and are not."""

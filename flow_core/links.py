@@ -210,6 +210,7 @@ class Line(Connection):
         self.mapped: dict[int, parcels.Mapped] = {}
         self.returned: deque[int] = deque()
         self.report: dict[str, Any] | None = None
+        self.ended_at = 0.0
         self._foreign_numbers = 0
 
     def introduce(self, definition: Definition) -> bytes:

@@ -77,8 +77,8 @@ class Process:
         """Give the worker a client's connection, over which memory can be shared or not. Raises OSError."""
         message = json.dumps({"stream": stream, "client": client, "memory": memory}).encode()
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", connection.fileno()))
+        self.streams[stream] = client  # before it is sent: should the worker die now, its client is told
         self.control.sendmsg([message], [rights])
-        self.streams[stream] = client
 
     def interrupt(self, stream: int, number: int, why: str) -> None:
         """Ask the worker to give up a call, also one that it has not begun."""
