@@ -29,10 +29,13 @@ _STATUS = ("queued", "running", "done", "failed")
 
 
 class Runs(Protocol):
-    """What a future needs of whatever runs its call. `lock` is held while it changes, and may be taken again."""
+    """What a future needs of whatever runs its call."""
 
     task_id: str
-    lock: AbstractContextManager[Any]
+
+    @property
+    def lock(self) -> AbstractContextManager[Any, Any]:
+        """Held while the future changes; who holds it may take it again."""
 
     def drive(self, future: Future, deadline: float | None) -> None:
         """Block until the future has ended, or until the deadline (`time.monotonic()`) is over."""
@@ -320,8 +323,8 @@ def call_back(due: Iterable[tuple[Callable[[Future], object], Future]]) -> None:
 def get(futures: Any, timeout: float | None = None, **of_refs: Any) -> Any:
     """Return the value of one future, or the list of the values of several, in their order.
 
-    References (`ObjectRef`, or its JSON form) may stand among them; `of_refs` are the options with which those are read,
-    such as `allow_pickle=True`. Raises the first failure in that order; TimeoutError after `timeout` seconds in all.
+    References (`ObjectRef`, or its JSON form) may stand among them; `of_refs` are the options with which those are
+    read, such as `allow_pickle=True`. Raises the first failure in that order; TimeoutError after `timeout` seconds in all.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     if isinstance(futures, Iterable) and not isinstance(futures, (Future, Mapping)):

@@ -102,7 +102,8 @@ def test_what_a_call_printed_can_be_read_when_its_session_is_gone(opened: Opener
 def test_a_worker_that_dies_before_its_client_knows_of_it_is_replaced(opened: Opener) -> None:
     pool = opened(workers=1)
     assert pool.submit(sent(total), (np.ones(3),)).result() == 3
-    keeper, connect, killed = pool.keeper, pool.keeper.door.open, []
+    keeper, connect = pool.keeper, pool.keeper.door.open
+    killed: list[int] = []
 
     def connect_and_kill(role: str, **more: Any) -> Any:
         connection, welcome = connect(role, **more)
