@@ -324,7 +324,8 @@ def get(futures: Any, timeout: float | None = None, **of_refs: Any) -> Any:
     """Return the value of one future, or the list of the values of several, in their order.
 
     References (`ObjectRef`, or its JSON form) may stand among them; `of_refs` are the options with which those are
-    read, such as `allow_pickle=True`. Raises the first failure in that order; TimeoutError after `timeout` seconds in all.
+    read, such as `allow_pickle=True`. Raises the first failure in that order; TimeoutError after `timeout` seconds in
+    all.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     if isinstance(futures, Iterable) and not isinstance(futures, (Future, Mapping)):
