@@ -192,7 +192,8 @@ class References:
 
     def _look_at_class(self, cls: type) -> None:
         if not is_importable(cls):
-            self._look_at_mapping(vars(cls))
+            copyreg._slotnames(cls)  # type: ignore[attr-defined]  # noqa: SLF001 - as the first pickling of an object
+            self._look_at_mapping(vars(cls))  # would, which notes these in the class
             self._open.extend((*cls.__bases__, type(cls)))
 
     def _look_at_module(self, module: ModuleType) -> None:
@@ -221,7 +222,6 @@ class References:
         """Look at an instance: its attributes are all that there is to it if its class adds no state of its own."""
         attributes = getattr(value, "__dict__", None)
         if type(attributes) is dict and _is_plain(kind):
-            object.__reduce_ex__(value, 2)  # the first pickling changes the class: it notes the slots there
             self._attributes.append((value, attributes))
             self._look_at_mapping(attributes)
             self._open.append(kind)

@@ -298,16 +298,16 @@ def test_a_generator_is_streamed(session: Session) -> None:
             await asyncio.sleep(0)
             yield i
 
-    stream: Any = numbers.remote(1000)
-    assert next(iter(stream)) == 0
+    stream = numbers.remote(1000)
+    values = iter(stream)
+    assert next(values) == 0
     assert not stream.done()  # it is held back
-    assert list(stream) == list(range(1, 1000))
+    assert list(values) == list(range(1, 1000))
     everything: Any = later.remote(5).result()
     assert everything == [0, 1, 2, 3, 4]
 
     async def here() -> list[int]:
-        values: Any = numbers.remote(4)
-        return [value async for value in values]
+        return [value async for value in numbers.remote(4)]
 
     assert asyncio.run(here()) == [0, 1, 2, 3]
 
