@@ -96,6 +96,9 @@ class SSHProvider(Provider):
                 "the ssh provider has no volumes",
                 suggestions=["Use a path of the host, in data_mounts or in your own code."],
             )
+        own = self._recall(task_id)
+        if own is not None and own.started:
+            return  # it runs, or waits its turn, or has ended
         looks, silent = self._look(parsed.digest)
         placement = self._placed_already(task_id, looks)
         if placement is None:
@@ -104,8 +107,6 @@ class SSHProvider(Provider):
             if len(self.hosts) > 1:
                 placement = agree(task_id, placement, list(looks))
         elif not self._reachable(placement):
-            if placement.started:
-                return  # it runs, or waits its turn, where nobody can look now
             raise self._out_of_reach(task_id, placement)
         self._remember(task_id, placement)
         for host in self._hosts_of(task_id, placement):
@@ -121,7 +122,7 @@ class SSHProvider(Provider):
         return looks, silent
 
     def _nobody(self, silent: Mapping[Host, FlowError]) -> FlowError:
-        errors = list(silent.values())
+        errors = [silent[host] for host in self.hosts if host in silent]
         if len(errors) == 1:
             return errors[0]
         said = "; ".join(error.message for error in errors)
@@ -148,7 +149,8 @@ class SSHProvider(Provider):
         if parsed.attempt > 1:
             before = str(replace(parsed, attempt=parsed.attempt - 1))
             held = held_by_the_attempt_before(parsed, looks) or self._noted_elsewhere(before, looks)
-            if held is not None:
+            # Where a host was taken out of the settings, what may run there was given up.
+            if held is not None and self._configured(held):
                 if not self._reachable(held):
                     raise self._out_of_reach(before, held)
                 return self._after(held, spec, before)
@@ -178,7 +180,7 @@ class SSHProvider(Provider):
         noted = self._recall(task_id)
         if noted is None or all(any(host.id == place.id for host in looks) for place in noted.places):
             return None
-        return noted if self._configured(noted) else None
+        return noted
 
     def _start(self, spec: TaskSpec, task_id: str, placement: Placement, host: Host) -> None:
         files, data, blobs = self._pack(spec)
@@ -346,7 +348,7 @@ class SSHProvider(Provider):
     def poll(self, task_ids: Collection[str]) -> Mapping[str, Snapshot]:
         ours = [task_id for task_id in dict.fromkeys(task_ids) if _is_id(task_id)]
         answers, silent = self._ask(ours)
-        if ours and not answers:
+        if not answers and not all(map(self._recall, ours)):
             raise self._nobody(silent)
         return {
             task_id: self._snapshot(task_id, answers, silent) if _is_id(task_id) else _lost(task_id)
