@@ -3,7 +3,7 @@
 A task is a folder on the cluster's shared file system and a job with its name. Submitting is at least once, starting
 exactly once: a job that was submitted twice finds the task claimed and leaves. What the runner's exit record says is
 final; without one, Slurm's accounting or its queue decides (`flow_core.runner.slurm_states`). Everything that Slurm is
-asked goes through `flow_core.runner.cluster`, here or on a login node.
+asked goes through `flow_core.runner.cluster` and `slurm_look`, here or on a login node.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from flow_core.providers.slurm_site import Site
 from flow_core.providers.spi import Provider
 from flow_core.providers.transport import fetch_file
 from flow_core.runner import slurm_states
-from flow_core.runner.cluster import job_name
 from flow_core.runner.inventory import UNBUFFERED
+from flow_core.runner.slurm_facts import job_name
 
 log = logging.getLogger("flow_core")
 

@@ -18,7 +18,7 @@ from flow_core.providers import folder as folders
 from flow_core.providers.transport import DEADLINE_S, BlobsMissing, LocalTransport, Transport, send_blob
 from flow_core.runner import machine
 from flow_core.runner.agent import Answer
-from flow_core.runner.cluster import environment
+from flow_core.runner.slurm_tools import environment
 
 if TYPE_CHECKING:
     from flow_core.providers.ssh_connection import HostTransport

@@ -16,7 +16,7 @@ import tempfile
 import threading
 from typing import Any, Callable, NamedTuple
 
-from . import cluster, frames, inventory, machine, notes, proc
+from . import cluster, frames, inventory, machine, notes, proc, slurm_look, slurm_tools
 from .machine import Refused
 
 #: A client asks for a sign of life far more often; one that is silent for so long is gone and nobody told us.
@@ -249,10 +249,10 @@ VERBS: dict[str, Callable[..., Any]] = {
     "start": start,
     "watch": notes.watch,
     "slurm_submit": slurm_submit,
-    "slurm_look": cluster.look,
+    "slurm_look": slurm_look.look,
     "slurm_cancel": cluster.dequeue,
-    "slurm_nodes": cluster.nodes,
-    "slurm_setting": cluster.setting,
+    "slurm_nodes": slurm_tools.nodes,
+    "slurm_setting": slurm_tools.setting,
 }
 _WITH_DATA = frozenset({"run", "write", "create", "keep_blob", "start", "slurm_submit"})
 

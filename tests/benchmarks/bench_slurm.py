@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flow_core import Flow
-from flow_core.runner import cluster as tools
+from flow_core.runner import slurm_tools as tools
 from tests.infra import packages
 from tests.infra.lab import Lab
 from tests.infra.slurm import AccountedCluster

@@ -10,7 +10,7 @@ import pytest
 
 from flow_core import Flow
 from flow_core.models import TaskStatus
-from flow_core.runner import cluster as tools
+from flow_core.runner import slurm_tools as tools
 from flow_core.runner import task as records
 from flow_core.task import Task
 from tests.infra.lab import until
