@@ -1,7 +1,8 @@
 """Many calls of one function as few messages: chunks whose size follows from how long the calls take.
 
-A chunk holds about `_CHUNK_US` of work, so the first ones are single calls. Should an item take longer than expected,
-the worker gives the rest of its chunk back, and that goes elsewhere.
+A chunk holds about `_CHUNK_US` of work, so the first ones are single calls, and calls of more than `_ALONE_US` stay
+single. Should an item take longer than expected, the worker gives the rest of its chunk back, and that goes elsewhere.
+Should its worker die, the outcomes of its chunk are lost with it: which of them had been reached nobody can tell.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flow_core import encoding, payload
-from flow_core.definitions import PLAIN, UNKNOWN_US, CallOptions, Definition
+from flow_core.definitions import PLAIN, CallOptions, Definition
 from flow_core.errors import FlowError
 from flow_core.futures import Future
 from flow_core.runner import parcels
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from flow_core.dispatch import Pool
 
 _CHUNK_US = 2000.0
+_ALONE_US = 30.0
 _MOST_ITEMS = 4096
 _CHUNKS_PER_WORKER = 3
+_SINGLES_PER_WORKER = 16
 
 
 class Chunk(Future):
@@ -99,14 +102,14 @@ def run(
     """
     source = iter(items)
     open_chunks: deque[Chunk] = deque()
-    room = _CHUNKS_PER_WORKER * pool.spec.workers
+    workers = pool.spec.workers
     try:
         while True:
-            while len(open_chunks) < room:
-                taken = sum(chunk.count for chunk in open_chunks)
-                chunk = _next_chunk(
-                    pool, definition, source, options, _size(definition, max_concurrent, taken), star=star
-                )
+            while True:
+                size = _size(definition, max_concurrent, sum(chunk.count for chunk in open_chunks))
+                if len(open_chunks) >= workers * (_CHUNKS_PER_WORKER if size > 1 else _SINGLES_PER_WORKER):
+                    break
+                chunk = _next_chunk(pool, definition, source, options, size, star=star)
                 if chunk is None:
                     break
                 open_chunks.append(chunk)
@@ -126,7 +129,7 @@ def run(
 
 
 def _size(definition: Definition, max_concurrent: int | None, taken: int) -> int:
-    wanted = 1 if definition.estimate == UNKNOWN_US else int(_CHUNK_US / max(definition.estimate, 0.1))
+    wanted = 1 if definition.estimate > _ALONE_US else int(_CHUNK_US / max(definition.estimate, 0.1))
     most = _MOST_ITEMS if max_concurrent is None else max(0, max_concurrent - taken)
     return min(max(1, wanted), most)
 

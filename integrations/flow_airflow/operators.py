@@ -43,7 +43,8 @@ _TRIGGERER_GRACE_S = 60.0
 
 #: TaskConfig's fields that are passed on as they are; None stands for "not given".
 _FIELDS = (
-    *("gpu", "instance_type", "min_gpu_memory_gb", "env", "image", "working_dir", "volumes", "data_mounts"),
+    *("gpu", "instance_type", "min_gpu_memory_gb", "memory_mb", "env", "image", "working_dir", "volumes"),
+    "data_mounts",
     *("max_price_per_hour", "max_run_time_hours", "region", "num_instances", "ssh_keys", "ports"),
 )
 
@@ -100,6 +101,7 @@ class FlowGPUOperator(BaseOperator):
         gpu: str | None = None,
         instance_type: str | None = None,
         min_gpu_memory_gb: int | None = None,
+        memory_mb: int | None = None,
         name: str | None = None,
         env: Mapping[str, str] | None = None,
         image: str | None = None,
@@ -133,6 +135,7 @@ class FlowGPUOperator(BaseOperator):
         self.gpu = gpu
         self.instance_type = instance_type
         self.min_gpu_memory_gb = min_gpu_memory_gb
+        self.memory_mb = memory_mb
         self.name = name
         self.env = env
         self.image = image
