@@ -67,7 +67,8 @@ def rows(home: Path) -> list[Row]:
     measured = [
         Row("floor: python -I -S -c pass", python("-I", "-S", "-c", "pass")),
         Row("python -c pass", python("-c", "pass")),
-        Row("import flow_core, in a new Python", python("-c", "import flow_core")),
+        Row("python -c 'import flow_core'", python("-c", "import flow_core")),
+        Row("python -c 'from flow_core import invoke'", python("-c", "from flow_core import invoke")),
         Row("run(['true']): submit alone", lambda: timed(lambda: flow.run(["true"], upload_code=False))),
         Row(
             "run(['true']): submit to end",
@@ -85,12 +86,30 @@ def rows(home: Path) -> list[Row]:
         ),
         Row("peer: a fresh spawn pool", lambda: timed(fresh_pool)),
     ]
+    return measured + peers(home)
+
+
+def peers(home: Path) -> list[Row]:
+    """Those that are installed beside us."""
+    found = []
+    if importlib.util.find_spec("executorlib") is not None:
+        import executorlib
+
+        fresh = executorlib.SingleNodeExecutor()  # a process for each call
+        found.append(Row("peer: executorlib", lambda: timed(lambda: fresh.submit(noop).result())))
     if importlib.util.find_spec("submitit") is not None:
         import submitit
 
         executor = submitit.LocalExecutor(folder=home / "submitit")
-        measured.append(Row("peer: submitit local", lambda: timed(lambda: executor.submit(noop).result())))
-    return measured
+        found.append(Row("peer: python -c 'import submitit'", python("-c", "import submitit")))
+        found.append(Row("peer: submitit local", lambda: timed(lambda: executor.submit(noop).result())))
+    return found
+
+
+def modules(statement: str) -> int:
+    """How many modules a statement loads that Python has not loaded before."""
+    code = f"import sys; before = set(sys.modules); {statement}; print(len(set(sys.modules) - before))"
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
 
 
 def interleaved(measured: list[Row], rounds: int, console: Console) -> None:
@@ -177,6 +196,12 @@ def main() -> None:
         for name, value in crowd(home / "crowd", options.tasks).items():
             many.add_row(name, value)
         console.print(many)
+    loaded = Table("statement", "modules that it loads")
+    for name in ("flow_core", "submitit"):
+        if importlib.util.find_spec(name) is not None:
+            loaded.add_row(f"import {name}", str(modules(f"import {name}")))
+    loaded.add_row("from flow_core import invoke", str(modules("from flow_core import invoke")))
+    console.print(loaded)
     load = os.getloadavg()[0]
     console.print(
         f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, load average {load:.1f} at the end"
