@@ -25,6 +25,7 @@ from flow_core.providers import folder as folders
 from flow_core.providers import slurm_machines, slurm_script
 from flow_core.providers.folder import Job
 from flow_core.providers.slurm_script import Batch
+from flow_core.providers.slurm_sessions import SlurmSessions
 from flow_core.providers.slurm_shell import SlurmShell
 from flow_core.providers.slurm_site import Site
 from flow_core.providers.spi import Provider
@@ -299,3 +300,7 @@ class SlurmProvider(Provider):
     @property
     def shell(self) -> SlurmShell:
         return SlurmShell(self.site)
+
+    @property
+    def sessions(self) -> SlurmSessions:
+        return SlurmSessions(self.site)

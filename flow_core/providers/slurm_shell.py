@@ -28,6 +28,13 @@ class SlurmShell:
         terminal = command is None and is_terminal()
         return self.site.terminal(self._srun(task_id, job, node, command, terminal=terminal), pty=terminal)
 
+    def step(self, task_id: str, command: str) -> list[str] | None:
+        """Return the argument list that runs a command on the task's first node; None where it does not run."""
+        facts = self._facts(task_id)
+        if facts["started"] is None or facts["exit"] is not None or facts["job"] is None:
+            return None
+        return self._srun(task_id, facts["job"], 0, command, terminal=False)
+
     def _srun(self, task_id: str, job: str, node: int, command: str | None, *, terminal: bool) -> list[str]:
         """Return the command that runs on a node of the job, beside the task and with all that it has."""
         step = ["--nodes=1", "--ntasks=1", f"--relative={node}", "--overlap", "--mem=0", "--cpu-bind=none"]

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from flow_core.errors import FlowError, ProviderError, ProviderUnavailable
 from flow_core.providers import folder as folders
-from flow_core.runner import agent, frames
+from flow_core.runner import agent, frames, slurm_tools
 from flow_core.runner.agent import Answer
 from flow_core.runner.machine import Refused, version
 
@@ -74,8 +74,11 @@ class Transport(Protocol):
         killed, or the connection broke, and then nothing is known of what it did.
         """
 
-    def open_stream(self, path: str, *, deadline_s: float = DEADLINE_S) -> socket.socket:
-        """Connect to a Unix socket of that machine. Raises ProviderUnavailable."""
+    def open_stream(self, to: str | Sequence[str], *, deadline_s: float = DEADLINE_S) -> socket.socket:
+        """Connect to a Unix socket of that machine by its path, or to the input and output of a program.
+
+        The program is started, with the environment of Slurm's tools. Raises ProviderUnavailable.
+        """
 
     def close(self) -> None:
         """Let go of the connection, if there is one."""
@@ -150,12 +153,20 @@ class LocalTransport(_Running):
             told = {"kind": refused.kind, "message": refused.message, "suggestions": refused.suggestions}
             raise _error(self.where, told) from refused
 
-    def open_stream(self, path: str, *, deadline_s: float = DEADLINE_S) -> socket.socket:  # noqa: ARG002 - it is here
+    def open_stream(  # it is here: nothing has to be waited for
+        self,
+        to: str | Sequence[str],
+        *,
+        deadline_s: float = DEADLINE_S,  # noqa: ARG002
+    ) -> socket.socket:
         """See Transport."""
         try:
-            return frames.connect_unix(path)
+            if isinstance(to, str):
+                return frames.connect_unix(to)
+            return frames.connect_program(list(to), slurm_tools.environment())
         except OSError as error:
-            raise ProviderUnavailable(f"nobody listens at {path!r}: {error.strerror}") from error
+            what = to if isinstance(to, str) else to[0]
+            raise ProviderUnavailable(f"nobody listens at {what!r}: {error.strerror}") from error
 
     def close(self) -> None:
         """See Transport."""
@@ -377,8 +388,8 @@ class AgentClient:
         assert pending.answer is not None
         return pending.answer
 
-    def open_stream(self, path: str, *, deadline_s: float) -> socket.socket:
-        """Connect to a Unix socket there; see `Transport.open_stream`."""
+    def open_stream(self, to: str | Sequence[str], *, deadline_s: float) -> socket.socket:
+        """Connect to a Unix socket or a program there; see `Transport.open_stream`."""
         ours, theirs = socket.socketpair()
         pending = self._register()
         # It is on the table before anything can arrive for it.
@@ -386,7 +397,12 @@ class AgentClient:
         with self._table:
             self._streams[pending.number] = stream
         try:
-            self._ask(pending, {"verb": "stream", "args": {"path": path}}, b"", deadline_s)
+            self._ask(
+                pending,
+                {"verb": "stream", "args": {"path": to} if isinstance(to, str) else {"argv": list(to)}},
+                b"",
+                deadline_s,
+            )
         except BaseException:
             self._forget_stream(pending.number)
             for end in (ours, theirs):
@@ -547,9 +563,9 @@ class Reconnecting(_Running):
                 raise
             return self.client.call(verb, args or {}, data=data, deadline_s=deadline_s)
 
-    def open_stream(self, path: str, *, deadline_s: float = DEADLINE_S) -> socket.socket:
+    def open_stream(self, to: str | Sequence[str], *, deadline_s: float = DEADLINE_S) -> socket.socket:
         """See Transport."""
-        return self.client.open_stream(path, deadline_s=deadline_s)
+        return self.client.open_stream(to, deadline_s=deadline_s)
 
     def close(self) -> None:
         """See Transport."""

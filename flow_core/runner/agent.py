@@ -315,12 +315,16 @@ class Agent:
         self.send({"id": head["id"], "error": told})
 
     def _open(self, head: dict[str, Any]) -> None:
-        """Connect the client with a Unix socket of this machine, under the request's number."""
-        path, number = os.path.expanduser(head["args"]["path"]), head["id"]
+        """Connect the client with a Unix socket of this machine, or a program, under the request's number."""
+        args, number = head["args"], head["id"]
         try:
-            end = frames.connect_unix(path)
+            if "argv" in args:
+                end = frames.connect_program(args["argv"], slurm_tools.environment())
+            else:
+                end = frames.connect_unix(os.path.expanduser(args["path"]))
         except OSError as error:
-            self._refuse(head, Refused("unavailable", f"nobody listens at {path!r}: {error.strerror}"))
+            what = args.get("path") or args["argv"][0]
+            self._refuse(head, Refused("unavailable", f"nobody listens at {what!r}: {error.strerror}"))
             return
         stream = frames.Stream(number, end, self.send, self._forget)
         self._streams[number] = stream

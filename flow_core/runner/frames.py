@@ -150,6 +150,23 @@ class Stream:
             self._ended(self.number)
 
 
+def connect_program(argv: list[str], env: dict[str, str]) -> socket.socket:
+    """Start a program whose input and output are the other end of the socket that is returned. Raises OSError."""
+    import subprocess
+
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            process = subprocess.Popen(
+                argv, env=env, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+    except OSError:
+        ours.close()
+        raise
+    threading.Thread(target=process.wait, daemon=True).start()
+    return ours
+
+
 def connect_unix(path: str) -> socket.socket:
     """Connect to a Unix socket, also where its path is longer than the system allows in one piece."""
     import os

@@ -362,10 +362,16 @@ def run(argv: list[str]) -> None:
 
 def main(argv: list[str]) -> int:
     """Run the task in the folder `argv[1]`; return 0 when its end is on record, or when another runner has it."""
-    if argv[1] in ("batch", "node", "beside", "visit"):
-        from . import batch, beside, gang, visit
+    if argv[1] in ("batch", "node", "beside", "relay", "visit"):
+        from . import batch, beside, gang, relay, visit
 
-        modes = {"batch": batch.main, "node": gang.main, "beside": beside.main, "visit": visit.main}
+        modes = {
+            "batch": batch.main,
+            "node": gang.main,
+            "beside": beside.main,
+            "relay": relay.main,
+            "visit": visit.main,
+        }
         return modes[argv[1]](argv[2:])
     folder = argv[1]
     ticket = (argv[3], int(argv[4])) if len(argv) > 4 else None
