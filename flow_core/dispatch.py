@@ -383,9 +383,10 @@ class Pool:
             line.load = line.load - future.load if line.inflight else 0.0
             future.state, future.worker = QUEUED, None
             line.take_back(future)
-            self.queue.appendleft(future)
             if future.cancelled:
                 self.keeper.drop(future)
+            else:
+                self.queue.appendleft(future)
         for other in list(self.lines.values()):
             if other is not line:
                 self.fill(other)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flow_core.errors import SessionClosedError, WorkerDiedError
+from flow_core.errors import CallCancelledError, SessionClosedError, WorkerDiedError
 from flow_core.futures import Stream
 from tests.sessions.conftest import Opener, eventually, sent
 
@@ -57,6 +57,11 @@ def nap() -> None:
 
 def say(text: str) -> None:
     print(text)
+
+
+def note(path: str, text: str) -> None:
+    with open(path, "a") as file:
+        file.write(text + "\n")
 
 
 def total(array: Any) -> int:
@@ -119,3 +124,21 @@ def test_a_worker_that_dies_before_its_client_knows_of_it_is_replaced(opened: Op
     os.kill(pool.lines[0].pid, signal.SIGKILL)
     eventually(lambda: killed)
     assert pool.submit(sent(total), (np.ones(4),)).result(20) == 4
+
+
+def test_a_call_that_was_cancelled_does_not_run_after_the_death_of_the_worker_it_waited_at(
+    opened: Opener, tmp_path: Path
+) -> None:
+    pool, noting, path = opened(workers=1), sent(note), str(tmp_path / "notes")
+    pool.submit(noting, (path, "before")).result()
+    worker = pool.lines[0].pid
+    noting.estimate = 10.0  # microseconds: short enough for one to be sent behind another
+    os.kill(worker, signal.SIGSTOP)  # what is sent now is not begun
+    wanted, unwanted = (pool.submit(noting, (path, text)) for text in ("wanted", "unwanted"))
+    assert unwanted.status == "running"
+    assert unwanted.cancel()
+    os.kill(worker, signal.SIGKILL)
+    wanted.result(20)
+    assert isinstance(unwanted.exception(20), CallCancelledError)
+    pool.submit(noting, (path, "after")).result(20)
+    assert Path(path).read_text().split() == ["before", "wanted", "after"]
