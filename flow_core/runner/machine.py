@@ -9,6 +9,7 @@ tasks/       one folder per key, in it one per attempt: the task folder (`task`)
 runner/      the files that run a task, once per content
 blobs/       files that tasks share, by the SHA-256 of their content
 queue/ gpus/ who waits and who holds what (`slots`)
+runner.log   what runners, and the start-up files of their Python, had to say
 ============ ===============================================================================
 
 Standard library only, Python 3.8+.
@@ -34,6 +35,7 @@ from .strict_json import encode
 RECORDS = frozenset({"spec.json", "claimed", "alive", "started.json", "exit.json", "released"})
 
 _SWEEP_EVERY_S = 3600.0
+_MOST_LOG_BYTES = 1024 * 1024
 _DRAFT_S = 86400.0  # a submit that still copies its files is younger
 
 
@@ -502,6 +504,9 @@ def sweep(home: str, retention_s: float) -> None:
         pass
     os.close(os.open(stamp, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
     os.utime(stamp)
+    log = os.path.join(home, "runner.log")
+    if os.path.exists(log) and os.path.getsize(log) > _MOST_LOG_BYTES:
+        _remove(log)
     for key in _entries(os.path.join(home, "tasks")):
         for attempt in _entries(key.path):
             if attempt.name.startswith(".new-"):  # of a submit that was killed

@@ -384,3 +384,14 @@ def test_ended_tasks_are_swept_after_the_retention_time(home: Path) -> None:
     (home / ".swept").unlink()
     flow.run("true", upload_code=False).wait(30)
     assert flow.poll([old.task_id])[old.task_id].status is TaskStatus.LOST
+
+
+def test_the_log_of_the_runners_does_not_grow_for_ever(home: Path) -> None:
+    flow = Flow("local")
+    flow.run("true", upload_code=False).wait(30)
+    log = home / "runner.log"
+    assert log.read_bytes() == b""
+    log.write_bytes(b"a warning of some start-up file\n" * 100_000)
+    (home / ".swept").unlink()
+    flow.run("true", upload_code=False).wait(30)
+    assert log.read_bytes() == b""
