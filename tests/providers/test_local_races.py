@@ -209,6 +209,18 @@ def test_a_task_that_no_runner_takes_ends_and_is_not_started_later(
     assert records.claim(str(folder(home, half))) is None
 
 
+def test_a_claim_whose_content_a_loss_of_power_took_is_one_of_an_earlier_boot(
+    flow: Flow, home: Path, half: Task
+) -> None:
+    (folder(home, half) / "unclaimed").rename(
+        folder(home, half) / "claimed"
+    )  # still the blanks that kept its place
+    half.refresh()
+    assert (half.status, half.snapshot.reason) == (TaskStatus.FAILED, "reboot")
+    half.cancel()
+    assert half.snapshot.reason == "reboot"
+
+
 # -- who belongs to whom
 
 
