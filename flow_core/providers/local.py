@@ -22,13 +22,13 @@ from flow_core.ids import TaskId
 from flow_core.models import Instance, LogChunk, Snapshot, TaskSpec
 from flow_core.providers import folder as folders
 from flow_core.providers.folder import Job
-from flow_core.providers.local_bell import FolderBell
 from flow_core.providers.local_machine import Devices, container_engine
 from flow_core.providers.local_sessions import LocalSessions
 from flow_core.providers.local_shell import LocalShell
 from flow_core.providers.local_volumes import LocalVolumes
 from flow_core.providers.spi import Provider
 from flow_core.runner import machine, slots
+from flow_core.runner.bell import FolderBell
 from flow_core.runner.inventory import UNBUFFERED, base_environment, can_mount
 
 

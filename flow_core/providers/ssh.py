@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -33,6 +34,7 @@ from flow_core.models import Instance, LogChunk, Snapshot, TaskSpec, TaskStatus
 from flow_core.providers import folder as folders
 from flow_core.providers.folder import Job
 from flow_core.providers.spi import Provider
+from flow_core.providers.ssh_bell import HostsBell
 from flow_core.providers.ssh_hosts import Host, together
 from flow_core.providers.ssh_places import (
     Looks,
@@ -53,6 +55,9 @@ log = logging.getLogger("flow_core.ssh")
 
 #: What is smaller travels with the task, what is larger once per content.
 _INLINE_BYTES = 65536
+
+#: A submit begins with a question that is asked again a moment later (seconds).
+_FRESH_S = 1.0
 
 #: Of so many tasks we remember where they are and what was last said of them.
 _REMEMBERED = 20_000
@@ -85,6 +90,7 @@ class SSHProvider(Provider):
         self._placements: OrderedDict[str, Placement] = OrderedDict()
         self._seen: OrderedDict[tuple[str, str], tuple[int, Mapping[str, Any]]] = OrderedDict()
         self._last: OrderedDict[str, Snapshot] = OrderedDict()
+        self._heard: OrderedDict[str, tuple[float, Any]] = OrderedDict()
 
     # -- submitting
 
@@ -115,11 +121,21 @@ class SSHProvider(Provider):
         self.notebook.write(task_id, replace(placement, started=True))
 
     def _look(self, digest: str) -> tuple[dict[Host, dict[str, Any]], dict[Host, FlowError]]:
-        """Ask all hosts about a key. Raises ProviderUnavailable when none answers."""
-        looks, silent = together(self.hosts, lambda host: host.look(digest), patience_s=15.0)
+        """Ask all hosts about a key, or take what `find` has just heard. Raises ProviderUnavailable when none answers.
+
+        It may be a moment old: others who place the task at the same time are met when it is written down.
+        """
+        with self._table:
+            at, heard = self._heard.pop(digest, (0.0, None))
+        looks, silent = (
+            heard if heard is not None and time.monotonic() - at < _FRESH_S else self._ask_about(digest)
+        )
         if not looks:
             raise self._nobody(silent)
         return looks, silent
+
+    def _ask_about(self, digest: str) -> tuple[dict[Host, dict[str, Any]], dict[Host, FlowError]]:
+        return together(self.hosts, lambda host: host.look(digest), patience_s=15.0)
 
     def _nobody(self, silent: Mapping[Host, FlowError]) -> FlowError:
         errors = [silent[host] for host in self.hosts if host in silent]
@@ -486,6 +502,16 @@ class SSHProvider(Provider):
             labels=about.get("labels", {}),
         )
 
+    def bell(self, task_ids: Collection[str]) -> HostsBell | None:
+        wanted: dict[Host, list[str]] = {}
+        for task_id in task_ids:
+            placement = self._recall(task_id)
+            host = None if placement is None else self._host(placement.places[0])
+            if host is None:
+                return None
+            wanted.setdefault(host, []).append(task_id)
+        return HostsBell.on(wanted)
+
     def read_log(self, task_id: str, *, node: int = 0, offset: int = 0, limit: int = 65536) -> LogChunk:
         host = self._host_of(task_id, node)
         args = {"home": host.home, "task_id": task_id, "node": node, "offset": offset, "limit": limit}
@@ -596,10 +622,10 @@ def _lost(task_id: str) -> Snapshot:
     return folders.snapshot(task_id, None, host="", address="", region="")
 
 
-def _keep(table: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+def _keep(table: OrderedDict[Any, Any], key: Any, value: Any, most: int = _REMEMBERED) -> None:
     table[key] = value
     table.move_to_end(key)
-    while len(table) > _REMEMBERED:
+    while len(table) > most:
         table.popitem(last=False)
 
 

@@ -308,6 +308,13 @@ class _Pending:
         self.done = threading.Event()
         self.answer: Answer | None = None
         self.error: FlowError | None = None
+        self.then: Callable[[Answer | None], None] | None = None
+
+    def finish(self) -> None:
+        """Wake whoever waits for it."""
+        self.done.set()
+        if self.then is not None:
+            self.then(self.answer)
 
 
 class AgentClient:
@@ -363,6 +370,15 @@ class AgentClient:
     def call(self, verb: str, args: Mapping[str, Any], *, data: bytes = b"", deadline_s: float) -> Answer:
         """Do a verb there; see `Transport.call`. Raises Broken when the connection has ended."""
         return self._ask(self._register(), {"verb": verb, "args": args}, data, deadline_s)
+
+    def ask(self, verb: str, args: Mapping[str, Any], then: Callable[[Answer | None], None]) -> None:
+        """Ask, and call `then` with the answer, None where there is none: in another thread, so it must be quick.
+
+        Raises Broken when the connection has ended.
+        """
+        pending = self._register()
+        pending.then = then
+        self._send({"id": pending.number, "verb": verb, "args": args}, b"", time.monotonic() + DEADLINE_S)
 
     def _register(self) -> _Pending:
         with self._table:
@@ -480,7 +496,7 @@ class AgentClient:
             pending.error = _error(self.where, head["error"])
         else:
             pending.answer = Answer(head["value"], data)
-        pending.done.set()
+        pending.finish()
 
     def _look_for_life(self) -> None:
         """Ask for a sign of life: a frozen machine still acknowledges packets, a cut link says nothing at all."""
@@ -505,7 +521,7 @@ class AgentClient:
             self._pending.clear()
         for pending in waiting:
             pending.error = self._broken()
-            pending.done.set()
+            pending.finish()
         for stream in streams:
             stream.cut()
         with contextlib.suppress(

@@ -16,7 +16,7 @@ import tempfile
 import threading
 from typing import Any, Callable, NamedTuple
 
-from . import cluster, frames, inventory, machine, notes, proc, slurm_look, slurm_tools
+from . import bell, cluster, frames, inventory, machine, notes, proc, slurm_look, slurm_tools
 from .machine import Refused
 
 #: A client asks for a sign of life far more often; one that is silent for so long is gone and nobody told us.
@@ -244,6 +244,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "cancel": machine.cancel,
     "release": machine.release,
     "sweep": machine.sweep,
+    "await_end": bell.await_end,
     "look": notes.look,
     "put_note": notes.put,
     "start": start,

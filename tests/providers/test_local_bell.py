@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from flow_core import Flow
-from flow_core.providers import local_bell
-from flow_core.providers.local_bell import FolderBell
+from flow_core.runner import bell
+from flow_core.runner.bell import FolderBell
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
 
@@ -65,7 +65,7 @@ def test_where_there_is_none_a_wait_ends_all_the_same(
     def missing(name: str, *_: object) -> int:
         raise OSError(f"no {name}")
 
-    monkeypatch.setattr(local_bell, "libc", missing)
+    monkeypatch.setattr(bell, "libc", missing)
     monkeypatch.chdir(tmp_path)
     flow = Flow("local")
     assert flow.provider.bell([]) is None

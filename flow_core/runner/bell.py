@@ -1,13 +1,21 @@
-"""Hearing of a local task's end at once: the kernel tells when a folder gets its exit record (Linux, inotify)."""
+"""Hearing of a task's end at once: the kernel tells when a folder gets its exit record (Linux, inotify).
+
+Standard library only, Python 3.8+.
+"""
 
 from __future__ import annotations
 
 import os
+import select
 import threading
-from collections.abc import Iterable
-from pathlib import Path
+import time
 
-from flow_core.runner.light import libc
+from . import machine
+from .light import libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _IN_NONBLOCK, _IN_CLOEXEC, _IN_MOVED_TO = 0o4000, 0o2000000, 0x80
 
@@ -24,7 +32,7 @@ class FolderBell:
         self._descriptor = descriptor
 
     @classmethod
-    def on(cls, folders: Iterable[Path]) -> FolderBell | None:
+    def on(cls, folders: Iterable[str | os.PathLike[str]]) -> FolderBell | None:
         """Listen to task folders; None where that cannot be done for all of them."""
         paths = [os.fsencode(folder) for folder in folders]
         if len(paths) > _MOST_FOLDERS or not cls._free.acquire(blocking=False):
@@ -43,14 +51,35 @@ class FolderBell:
         return bell
 
     def fileno(self) -> int:
+        """Return what can be read when there is something to hear."""
         return self._descriptor
 
     def heard(self) -> bool:
+        """Take in what there is to hear; return whether a task has ended."""
         try:
             return b"exit.json" in os.read(self._descriptor, 65536)
         except BlockingIOError:
             return False
 
     def close(self) -> None:
+        """Hear no more."""
         os.close(self._descriptor)
         self._free.release()
+
+
+def await_end(home: str, task_ids: list[str], patience_s: float) -> bool:
+    """Return when one of these tasks has ended, or after `patience_s`: whether it is worth while to ask."""
+    folders = [machine.place(home, task_id) for task_id in task_ids]
+    bell = FolderBell.on(folders)
+    if bell is None:
+        return False
+    try:
+        if any(os.path.exists(os.path.join(folder, "exit.json")) for folder in folders):
+            return True
+        end = time.monotonic() + patience_s
+        while select.select([bell], [], [], max(0.0, end - time.monotonic()))[0]:
+            if bell.heard():
+                return True
+        return False
+    finally:
+        bell.close()
