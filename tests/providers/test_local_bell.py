@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flow_core import Flow
-from flow_core.runner import bell
+from flow_core.runner import bell as bells
 from flow_core.runner.bell import FolderBell
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
@@ -65,7 +65,7 @@ def test_where_there_is_none_a_wait_ends_all_the_same(
     def missing(name: str, *_: object) -> int:
         raise OSError(f"no {name}")
 
-    monkeypatch.setattr(bell, "libc", missing)
+    monkeypatch.setattr(bells, "libc", missing)
     monkeypatch.chdir(tmp_path)
     flow = Flow("local")
     assert flow.provider.bell([]) is None
