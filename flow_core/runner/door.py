@@ -71,8 +71,8 @@ class Stranger:
 class Door:
     """Listens in `folder`, and calls `let_in(connection, hello, welcome)` for those who know the key.
 
-    `let_in` answers with the welcome, or raises ProtocolError, LookupError, ValueError, TypeError or OSError to
-    refuse.
+    `let_in` answers with the welcome, or raises ProtocolError, LookupError, ValueError, TypeError, ArithmeticError or
+    OSError to refuse.
     """
 
     def __init__(self, folder: str, selector: selectors.BaseSelector, let_in: LetIn) -> None:
@@ -138,7 +138,7 @@ class Door:
             nonce = str(hello.get("nonce"))
             welcome = {"ok": True, "proof": wire.proof(self.key, "session", nonce, stranger.nonce)}
             self._forget(stranger)
-        except wire.ProtocolError as error:
+        except (wire.ProtocolError, ValueError) as error:  # a nonce that is no text
             self._dismiss(stranger, str(error))
             return
         try:
@@ -148,6 +148,7 @@ class Door:
             LookupError,
             ValueError,
             TypeError,
+            ArithmeticError,
             OSError,
         ) as error:  # no process, no descriptor
             stranger.dismiss(str(error))

@@ -34,6 +34,8 @@ CALLS_FOLDER = "calls"
 _TICK_S = 1.0
 _END_GRACE_S = 2.0
 _CONTROL_LIMIT_BYTES = 128 * 1024 * 1024
+_LOG_BYTES = 8 * 1024 * 1024
+_NONSENSE = (wire.ProtocolError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
 _NAME = re.compile(r"[0-9a-f]{1,32}-[0-9]{1,20}")
 
 
@@ -186,7 +188,7 @@ class Supervisor:
                 self._expect(client)
         except BlockingIOError:
             pass
-        except (OSError, wire.ProtocolError, ValueError, LookupError, TypeError):
+        except (OSError, *_NONSENSE):
             self._lose(client)
 
     def _expect(self, client: Client) -> None:
@@ -258,7 +260,7 @@ class Supervisor:
         try:
             with open(self.crew.log(int(message["worker"])), "rb") as file:
                 file.seek(begin)
-                return file.read(min(8 * 1024 * 1024, 8 * 1024 * 1024 if end is None else end - begin))
+                return file.read(max(0, min(_LOG_BYTES, _LOG_BYTES if end is None else end - begin)))
         except OSError:
             return b""
 
@@ -272,10 +274,17 @@ class Supervisor:
         if not data:
             self._stop_listening(process.control)
             return
-        message = json.loads(data)
+        try:
+            self._heed(process, json.loads(data))
+        except _NONSENSE:  # of a client's that reached us through its worker: a time limit that is no number
+            pass
+
+    def _heed(self, process: crew.Process, message: dict[str, Any]) -> None:
         if "deadline" in message:
             stream, number, seconds = message["deadline"]
-            self._at(time.monotonic() + seconds, process, stream, number, "timeout")
+            when = time.monotonic() + seconds
+            if when == when:  # not a number is neither early nor late, and would hide all timers behind it
+                self._at(when, process, stream, number, "timeout")
         if "left" in message:
             process.streams.pop(message["left"], None)
             if process.dedicated and not process.streams:
