@@ -6,6 +6,7 @@ so that nothing lies behind that call: not in our memory, and not in the sockets
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -34,19 +35,26 @@ class Chunk:
         self.items = items
         self.size = len(items)
         self.done: list[Any] = []
+        self._cutting = threading.Lock()
 
     def cut(self) -> None:
-        """Give back what has not been begun."""
-        taken = 0
-        while self.items:
-            try:
-                self.items.pop()
-            except IndexError:  # the other thread has begun it
-                break
-            taken += 1
-        if taken:
-            self.size -= taken
-            self.stream.send(wire.frame(wire.RETURNED, self.number, more=self.size))
+        """Give back what has not been begun, but never all of it: the first item is about to be."""
+        with self._cutting:
+            taken, kept = 0, int(len(self.items) == self.size)
+            while len(self.items) > kept:
+                try:
+                    self.items.pop()
+                except IndexError:  # the other thread has begun it
+                    break
+                taken += 1
+            if taken:
+                self.size -= taken
+                self.stream.send(wire.frame(wire.RETURNED, self.number, more=self.size))
+
+    def end(self) -> None:
+        """Give nothing back from now on, and have told of what was given back: the outcome is sent next."""
+        with self._cutting:
+            self.items.clear()
 
 
 class Ahead:
@@ -78,17 +86,15 @@ class Ahead:
     def take_in(self, stream: Stream) -> None:
         """Read what has come over a connection. Raises Gone, ProtocolError."""
         with self._reading:
-            for frame in stream.receive():
-                kind = frame[0]
-                if kind in (wire.CALL, wire.CALL_WITH):
-                    self.calls.append((stream, frame))
-                else:
-                    self._note(stream, frame)
+            if stream.broken:
+                raise Gone
+            self._read(stream)
 
     def drop(self, stream: Stream) -> None:
         """Forget the calls of a client that is gone."""
         for call in [one for one in list(self.calls) if one[0] is stream]:
-            self.calls.remove(call)
+            with contextlib.suppress(ValueError, IndexError):  # the other thread has just given it back
+                self.calls.remove(call)
 
     def give_back(self) -> None:
         """Return all calls that have not been begun to their clients."""
@@ -133,17 +139,22 @@ class Ahead:
         if self._reading.acquire(blocking=False):
             try:
                 for stream in list(self._streams.values()):
-                    self._read(stream)
+                    if not stream.broken:
+                        self._read_beside(stream)
             finally:
                 self._reading.release()
         self.give_back()
 
-    def _read(self, stream: Stream) -> None:
+    def _read_beside(self, stream: Stream) -> None:
         try:
-            frames = stream.receive()
-        except (Gone, wire.ProtocolError):  # the worker's own thread sees it next, and forgets the client
-            return
-        for frame in frames:
+            self._read(stream)
+        except Gone:  # the worker's own thread sees it next, and forgets the client
+            pass
+        except wire.ProtocolError:
+            stream.hang_up()  # so that it is seen there as well
+
+    def _read(self, stream: Stream) -> None:
+        for frame in stream.receive():
             if frame[0] in (wire.CALL, wire.CALL_WITH):
                 self.calls.append((stream, frame))
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -73,6 +74,13 @@ class Stream:
         self.shares = shares_memory
         self.arena = parcels.Arena() if self.shares else None
         self.lock = threading.Lock()
+        self.broken = False
+
+    def hang_up(self) -> None:
+        """Have the connection's end seen by whoever reads it next: its client does not keep to the protocol."""
+        self.broken = True
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def object_of(self, number: int) -> Any:
         """Return the object of a service, made now if every worker makes its own. Raises what making it raised."""

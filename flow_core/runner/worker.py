@@ -104,7 +104,12 @@ class Worker:
                 except IndexError:  # it was given back just now
                     break
                 watch()
-                self._call(stream, frame)
+                try:
+                    call = Call(stream, frame)
+                except (LookupError, ValueError, TypeError):  # a function that it never told of
+                    self._leave(stream)
+                    continue
+                self._call(call)
             self._read()
 
     def _read(self, timeout_ms: int | None = None) -> None:
@@ -123,7 +128,13 @@ class Worker:
                 self._leave(stream)
 
     def _note(self, stream: Stream, frame: wire.Frame) -> None:
-        """Obey what needs no turn."""
+        """Obey what needs no turn. Raises ProtocolError for what makes no sense."""
+        try:
+            self._obey(stream, frame)
+        except (LookupError, ValueError, TypeError, OSError) as error:
+            raise wire.ProtocolError(f"a frame of kind {frame[0]}: {error!r}") from error
+
+    def _obey(self, stream: Stream, frame: wire.Frame) -> None:
         kind, _, more, number, body = frame
         if kind == wire.RELEASE and stream.arena is not None:
             stream.arena.give_back(number)
@@ -166,6 +177,8 @@ class Worker:
 
     def _leave(self, stream: Stream) -> None:
         fd = stream.connection.fileno()
+        if fd < 0:  # left already
+            return
         self.poll.unregister(fd)
         del self.streams[fd]
         stream.close()
@@ -186,8 +199,7 @@ class Worker:
         if self.current is not None and self.current in self.unwanted:
             raise Interrupted
 
-    def _call(self, stream: Stream, frame: wire.Frame) -> None:
-        call = Call(stream, frame)
+    def _call(self, call: Call) -> None:
         self.slot.begin(*call.key)
         if call.timeout_s is not None:
             self._tell({"deadline": [*call.key, call.timeout_s]})
@@ -280,6 +292,7 @@ class Worker:
                     append(None)
         finally:
             self.ahead.chunk = None
+            chunk.end()
         return [values, errors]
 
     def _record(self, error: BaseException) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
+from collections import deque
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from flow_core.errors import FlowError
 from flow_core.links import Door
 from flow_core.runner import wire
+from flow_core.runner.ahead import Chunk
 from tests.sessions.conftest import Opener, sent
 
 
@@ -89,3 +92,73 @@ def test_a_worker_that_is_no_number_is_refused(opened: Opener) -> None:
     with connection, pytest.raises(FlowError):
         door.open("worker", worker=float("inf"))
     door.open("control")[0].close()
+
+
+def test_a_client_that_talks_garbage_to_a_worker_harms_no_other(opened: Opener) -> None:
+    pool = opened(1)
+    pid = pool.submit(sent(os.getpid)).result(20)
+    door = Door(pool.flow.engine, pool.task_id)
+    door.check()
+    for garbage in (
+        wire.frame(wire.DEFINE, 1, b"no json"),
+        wire.frame(wire.SEGMENT, 1),
+        wire.frame(99, 1),
+        wire.frame(wire.CALL, 1, b"", 2, 12345),
+        wire.frame(wire.CALL_WITH, 1, b"no json", 2, 12345),
+    ):
+        control, _ = door.open("control")
+        line, _ = door.open("worker", worker=0, dedicated=False)
+        with control, line:
+            line.setblocking(True)
+            line.settimeout(20)
+            line.sendall(garbage)
+            assert line.recv(1) == b""
+    assert pool.submit(sent(os.getpid)).result(20) == pid
+
+
+# -- every call once
+
+
+def test_the_items_that_a_worker_gives_back_are_told_of_before_the_others_outcome() -> None:
+    told: list[str] = []
+    sending, go = threading.Event(), threading.Event()
+
+    class Slow:
+        def send(self, _: bytes) -> None:
+            sending.set()
+            go.wait(20)
+            told.append("returned")
+
+    chunk = Chunk(Slow(), 1, deque(range(5)))  # type: ignore[arg-type]
+    chunk.items.popleft()
+    cutting = threading.Thread(target=chunk.cut)
+    cutting.start()
+    assert sending.wait(20)
+    ending = threading.Thread(target=lambda: (chunk.end(), told.append("result")))
+    ending.start()
+    ending.join(0.1)
+    go.set()
+    cutting.join(20)
+    ending.join(20)
+    assert told == ["returned", "result"] and chunk.size == 1
+
+
+def test_a_chunk_that_is_about_to_begin_is_not_given_back_as_a_whole() -> None:
+    class Mute:
+        def send(self, _: bytes) -> None:
+            pass
+
+    chunk = Chunk(Mute(), 1, deque(range(5)))  # type: ignore[arg-type]
+    chunk.cut()
+    assert chunk.items.popleft() == 0 and chunk.size == 1 and not chunk.items
+
+
+def test_a_chunk_that_has_ended_gives_nothing_back() -> None:
+    class Loud:
+        def send(self, _: bytes) -> None:
+            raise AssertionError
+
+    chunk = Chunk(Loud(), 1, deque(range(5)))  # type: ignore[arg-type]
+    chunk.items.popleft()
+    chunk.end()
+    chunk.cut()
