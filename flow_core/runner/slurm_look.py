@@ -38,13 +38,14 @@ def look(home: str, task_ids: list[str], *, unheard: list[str] | None, deadline_
     found = {task_id: jobs.of(job_name(home, task_id), facts) for task_id, facts in live.items()}
     # What was noted before the queue was asked, and is not in its answer, is gone.
     forgotten = {live[one]["job"]: one for one, job in found.items() if job is None and live[one]["job"]}
-    if forgotten:
+    gone = set(forgotten.values())
+    if gone:
         found.update(slurm_tools.accounted(forgotten, deadline_s))
     for task_id, job in found.items():
         if job is not None and not slurm_states.ended(job):
             status, message = slurm_states.standing(job, live[task_id])
             tasks[task_id] = {**live[task_id], "slurm": _told(job, status, message)}
-        elif job is not None or task_id in forgotten.values():
+        elif job is not None or task_id in gone:
             tasks[task_id] = _settled(home, task_id, job)
     return {"tasks": tasks, "asked": True, "trouble": None}
 
