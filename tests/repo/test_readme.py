@@ -16,16 +16,22 @@ README = Path(__file__).parents[2] / "README.md"
 #: What a user would do next with the example of each section.
 NEXT = {
     "From Python": "",
+    "On warm workers": "",
     "As a node in Airflow": "print(training().task_ids)",
     "As a node in Prefect": "print(training())",
     "As a node in Dagster": "print(dg.materialize([model], resources=defs.resources).output_for_node('model'))",
 }
 SHOWN = {
     "From Python": "0.349\n0.001\n",
+    "On warm workers": "[0, 3, 6, 9, 12]\n28\n",
     "As a node in Airflow": "['train']\n",
     "As a node in Prefect": "[{'loss': 0.349}, {'loss': 0.122}, {'loss': 0.042}]\n",
     "As a node in Dagster": "{'loss': 0.349}\n",
 }
+
+
+#: Examples without a host.
+_PLAIN = ("From Python", "On warm workers")
 
 
 def example(section: str) -> str:
@@ -53,7 +59,7 @@ def project(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def belongs_here(section: str) -> bool:
     """Whether an example's host is installed beside these tests."""
-    return section == "From Python" or find_spec(section.rpartition(" ")[2].lower()) is not None
+    return section in _PLAIN or find_spec(section.rpartition(" ")[2].lower()) is not None
 
 
 @pytest.mark.parametrize("section", [section for section in NEXT if belongs_here(section)])
