@@ -11,6 +11,7 @@ Reason = str
 """Why a task is where it is; a word from this list, or one that a newer runner knows and this release does not.
 
     queued          waits for a free GPU or for the provider's queue
+    unreachable     its machine cannot be asked at the moment; the status is the last one known
     cancelling      somebody asked it to stop, and its last process is not gone yet
     exit            the command ended by itself, with an exit code or by a signal of its own
     cancelled       somebody asked for it
