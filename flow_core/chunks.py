@@ -44,7 +44,8 @@ class Chunk(Future):
 
     def write(self, arena: parcels.Arena | None) -> None:
         """Write the items down. Raises SerializationError."""
-        self.body = encoding.items(self.definition.codec, self.items, arena, star=self.star)
+        lent_from = None if self.options.repeats else arena
+        self.body = encoding.items(self.definition.codec, self.items, lent_from, star=self.star)
 
     def cut(self, begun: int, arena: parcels.Arena | None) -> Chunk:
         """Return what follows after the first `begun` items as a chunk of its own."""

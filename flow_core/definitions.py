@@ -48,6 +48,11 @@ class CallOptions:
     timeout_s: float | None = None
     retries: Retries = field(default_factory=Retries)
 
+    @property
+    def repeats(self) -> bool:
+        """Whether there may be another attempt. Its arguments are then not lent: an attempt may change what it got."""
+        return self.retries.lost > 0 or self.retries.exceptions > 0
+
 
 PLAIN = CallOptions()
 

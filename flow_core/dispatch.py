@@ -122,7 +122,8 @@ class Pool:
         unstarted this waits for some to start. Raises SerializationError, SessionClosedError.
         """
         made = (Stream if definition.generator else Future)(self, definition, options)
-        made.body = encoding.arguments(definition.codec, args, kwargs, self.arena)
+        lent_from = None if options.repeats else self.arena
+        made.body = encoding.arguments(definition.codec, args, kwargs, lent_from)
         return self.enter(made)
 
     def enter(self, made: Future) -> Future:
@@ -206,7 +207,7 @@ class Pool:
     def _with_options(line: Line, future: Future, encoded: Encoded) -> bytes:
         more: dict[str, Any] = {
             "timeout_s": future.options.timeout_s,
-            "kept": future.kept,
+            "kept": future.kept and not _may_fail(future),
             "many": encoded.many,
         }
         bodies = [encoded.body]
@@ -309,8 +310,8 @@ class Pool:
                 _, codec, micros, number, body = frame
                 future = inflight.pop(number, None)
                 if future is not None:
-                    self._settle(line, future, micros)
                     future.parcel = line.parcel(codec, body)
+                    self._settle(line, future, micros)
                     for function in ending(future, DONE):
                         due.append((function, future))
             if line.returned:
@@ -398,7 +399,7 @@ class Pool:
         future.kept = kept
         error = self._error_of(future, message)
         retries = future.options.retries
-        if isinstance(error, retries.on) and future.attempts < retries.exceptions and not future.cancelled:
+        if isinstance(error, retries.on) and _may_fail(future) and not future.cancelled:
             future.body = body
             self.again(future, retries)
             return []
@@ -449,7 +450,7 @@ class Pool:
             line.inflight.clear()
             lost = [one for one in calls if self.ordered or _was_running(one, line, report)]
             rest = [one for one in calls if one not in lost]
-            kept = {segment.number for one in rest for segment in one.body.segments}
+            kept = {segment.number for one in calls for segment in one.body.segments}
             self._requeue(line, rest)
             for number in line.lent - kept:
                 if self.arena is not None:
@@ -470,11 +471,13 @@ class Pool:
             self.finish(future, CallCancelledError(text, **fields))
         elif running and report.get("reason") == "timeout":
             self.finish(future, timed_out(future.name, future.options.timeout_s, **fields))
-        elif future.attempts < retries.lost and not self.ordered:
-            with self.lock:
-                self.open_calls -= 1
-                self.again(future, retries)
         else:
+            with self.lock:
+                repeated = future.attempts < retries.lost and not self.ordered and not _has_yielded(future)
+                if repeated and self.over is None:
+                    self.open_calls -= 1
+                    self.again(future, retries)
+                    return
             when = "while it ran" if running else "before it ran"
             self.finish(future, death(f"the worker died {when} {future.name!r}", report, self.task_id))
 
@@ -532,7 +535,7 @@ class Pool:
         with self.lock:
             known, future.kept = future.kept, True
             line = future.worker
-            if not known and line is not None:
+            if not known and line is not None and not _may_fail(future):
                 line.write(wire.frame(wire.KEEP, future.number))
         if not known and future.state >= DONE:
             self.keeper.store(future)
@@ -597,6 +600,16 @@ class Pool:
 
 def _ready(future: Future) -> bool:
     return all(one.state == DONE for one in future.body.inputs)
+
+
+def _may_fail(future: Future) -> bool:
+    """Whether an exception is not the end of the call. Its worker is then not asked to keep what comes of it."""
+    return future.attempts < future.options.retries.exceptions and not _has_yielded(future)
+
+
+def _has_yielded(future: Future) -> bool:
+    """Whether values of a generator have come: to begin it again would bring them twice."""
+    return isinstance(future, Stream) and future.yielded
 
 
 def _was_running(future: Future, line: Line, report: Mapping[str, Any]) -> bool:

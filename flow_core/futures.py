@@ -418,17 +418,18 @@ class Stream(Future):
     Values that nobody takes hold the generator back, on its own machine.
     """
 
-    __slots__ = ("_arrived", "_items", "_taken")
+    __slots__ = ("_arrived", "_items", "yielded")
 
     def __init__(self, runs: Any, definition: Any = None, options: Any = None) -> None:
         super().__init__(runs, definition, options)
         # Without a lock of its own: values come under the pool's, which whoever takes one needs as well.
         self._arrived: deque[Parcel] = deque()
         self._items: list[Any] = []
-        self._taken = 0
+        self.yielded = False
 
     def arrive(self, parcel: Parcel) -> None:
         """Take in the next value."""
+        self.yielded = True
         self._arrived.append(parcel)
 
     def __iter__(self) -> Iterator[Any]:

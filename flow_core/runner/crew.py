@@ -80,10 +80,11 @@ class Process:
         self.streams[stream] = client  # before it is sent: should the worker die now, its client is told
         self.control.sendmsg([message], [rights])
 
-    def interrupt(self, stream: int, number: int, why: str) -> None:
-        """Ask the worker to give up a call, also one that it has not begun."""
+    def interrupt(self, stream: int, number: int, why: str, begun: int) -> None:
+        """Ask the worker to give up a call, also one that it has not begun; with `begun` only this attempt of it."""
         try:
-            self.control.send(json.dumps({"interrupt": [stream, number], "why": why}).encode())
+            message = {"interrupt": [stream, number], "why": why, "begun": begun}
+            self.control.send(json.dumps(message).encode())
             os.kill(self.pid, signal.SIGINT)
         except OSError:  # it is dead, or so stuck that its mailbox is full: the kill is next
             pass

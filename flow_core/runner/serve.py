@@ -78,7 +78,7 @@ class Supervisor:
         self.selector = selectors.DefaultSelector()
         self.door = Door(folder, self.selector, self._let_in)
         self.clients: dict[str, Client] = {}
-        self.timers: list[tuple[float, int, int, int, int, str]] = []
+        self.timers: list[tuple[float, int, int, int, int, int, str]] = []
         self.streams = 0
         self.ending = ""
         now = time.monotonic()
@@ -281,10 +281,11 @@ class Supervisor:
 
     def _heed(self, process: crew.Process, message: dict[str, Any]) -> None:
         if "deadline" in message:
-            stream, number, seconds = message["deadline"]
+            stream, number, seconds, begun = message["deadline"]
+            process.killed_for.pop((stream, number), None)  # an attempt before this one
             when = time.monotonic() + seconds
             if when == when:  # not a number is neither early nor late, and would hide all timers behind it
-                self._at(when, process, stream, number, "timeout")
+                self._at(when, process, stream, number, begun, "timeout")
         if "left" in message:
             process.streams.pop(message["left"], None)
             if process.dedicated and not process.streams:
@@ -292,30 +293,33 @@ class Supervisor:
 
     # -- time
 
-    def _at(self, when: float, process: crew.Process, stream: int, number: int, what: str) -> None:
-        heapq.heappush(self.timers, (when, process.index, process.pid, stream, number, what))
+    def _at(
+        self, when: float, process: crew.Process, stream: int, number: int, begun: int, what: str
+    ) -> None:
+        heapq.heappush(self.timers, (when, process.index, process.pid, stream, number, begun, what))
 
-    def _interrupt(self, index: int, stream: int, number: int, why: str) -> None:
+    def _interrupt(self, index: int, stream: int, number: int, why: str, begun: int = 0) -> None:
+        """Stop a call; with `begun` only this attempt of it, which another one may follow."""
         process = self.crew.by_index.get(index)
         if process is None:
             return
-        process.interrupt(stream, number, why)
+        process.interrupt(stream, number, why, begun)
         process.killed_for[stream, number] = why
-        self._at(time.monotonic() + float(self.config["grace_s"]), process, stream, number, "kill")
+        self._at(time.monotonic() + float(self.config["grace_s"]), process, stream, number, begun, "kill")
 
     def _fire(self, now: float) -> None:
         while self.timers and self.timers[0][0] <= now:
-            _, index, pid, stream, number, what = heapq.heappop(self.timers)
+            _, index, pid, stream, number, begun, what = heapq.heappop(self.timers)
             process = self.crew.by_index.get(index)
             if process is None or process.pid != pid:
                 continue
             at = self.page.read(index)
-            if (at[0], at[1], at[3]) != (stream, number, True):
+            if at != (stream, number, begun or at[2], True):
                 process.killed_for.pop((stream, number), None)
             elif what == "kill":
                 process.signal(signal.SIGKILL)
             else:
-                self._interrupt(index, stream, number, what)
+                self._interrupt(index, stream, number, what, begun)
 
     def _rung(self, _: Any) -> None:
         try:

@@ -166,7 +166,8 @@ class Worker:
         message = json.loads(data)
         if "interrupt" in message:
             stream, number = message["interrupt"]
-            self.unwanted[stream, number] = message["why"]
+            if message["begun"] in (0, self.slot.begun):  # or it is about an attempt that is over
+                self.unwanted[stream, number] = message["why"]
         else:
             (fd,) = struct.unpack("i", rights[0][2][:4])
             connection = socket.socket(fileno=fd)
@@ -202,7 +203,9 @@ class Worker:
     def _call(self, call: Call) -> None:
         self.slot.begin(*call.key)
         if call.timeout_s is not None:
-            self._tell({"deadline": [*call.key, call.timeout_s]})
+            if self.unwanted.get(call.key) == "timeout":  # of the attempt before, which was over by itself
+                del self.unwanted[call.key]
+            self._tell({"deadline": [*call.key, call.timeout_s, self.slot.begun]})
         value, failed = None, None
         began = time.perf_counter()
         self.ahead.running = True

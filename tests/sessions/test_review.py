@@ -8,15 +8,19 @@ import socket
 import threading
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from flow_core.errors import FlowError
+from flow_core.definitions import CallOptions, Retries
+from flow_core.errors import CallCancelledError, FlowError
+from flow_core.futures import Future, Stream, get
 from flow_core.links import Door
 from flow_core.runner import wire
 from flow_core.runner.ahead import Chunk
-from tests.sessions.conftest import Opener, sent
+from tests.sessions.conftest import Opener, eventually, sent
 
 
 def add(x: int, y: int = 1) -> int:
@@ -134,7 +138,12 @@ def test_the_items_that_a_worker_gives_back_are_told_of_before_the_others_outcom
     cutting = threading.Thread(target=chunk.cut)
     cutting.start()
     assert sending.wait(20)
-    ending = threading.Thread(target=lambda: (chunk.end(), told.append("result")))
+
+    def end() -> None:
+        chunk.end()
+        told.append("result")
+
+    ending = threading.Thread(target=end)
     ending.start()
     ending.join(0.1)
     go.set()
@@ -162,3 +171,114 @@ def test_a_chunk_that_has_ended_gives_nothing_back() -> None:
     chunk.items.popleft()
     chunk.end()
     chunk.cut()
+
+
+def test_a_cancelled_call_that_comes_back_runs_nowhere_else(opened: Opener, tmp_path: Path) -> None:
+    pool, go = opened(2), tmp_path / "go"
+
+    def maybe(go: str, ran: str) -> None:
+        if ran:
+            open(ran, "w").close()
+        while go and not os.path.exists(go):
+            time.sleep(0.005)
+
+    definition = sent(maybe)
+    for _ in range(3):
+        get([pool.submit(definition, ("", "")) for _ in range(200)], 20)
+    eventually(lambda: len(pool.lines) == 2)
+    with pool.lock:  # nothing is read meanwhile
+        blocked = pool.submit(definition, (str(go), ""))
+        worker = blocked.worker
+        behind = []
+        for number in range(30):
+            one = pool.submit(definition, ("", str(tmp_path / f"{number}")))
+            if one.worker is worker:
+                behind.append((number, one))
+        assert all(one.cancel() for _, one in behind)
+    for _, one in behind:
+        one.exception(20)
+    pool.submit(sent(add), (1,)).result(20)
+    go.touch()
+    blocked.result(20)
+    for number, one in behind:
+        if isinstance(one.exception(), CallCancelledError):
+            assert not (tmp_path / f"{number}").exists()
+    eventually(lambda: pool.open_calls == 0)
+
+
+# -- attempts
+
+
+def test_another_attempt_gets_the_arguments_as_they_were_submitted(opened: Opener, tmp_path: Path) -> None:
+    def spoil(array: Any, mark: str) -> float:
+        total = float(array.sum())
+        array[:] = 0
+        if not os.path.exists(mark):
+            open(mark, "w").close()
+            raise ValueError("once")
+        return total
+
+    pool = opened(1)
+    options = CallOptions(retries=Retries(exceptions=1, delay_s=0.05))
+    first = pool.submit(sent(spoil), (np.ones(300_000), str(tmp_path / "mark")), options=options)
+    eventually(lambda: first.attempts or first.done())
+    for _ in range(3):
+        pool.submit(sent(lambda array: None), (np.full(300_000, 7.0),)).result(20)
+    assert first.result(20) == 300_000.0
+
+
+def test_the_time_of_an_attempt_is_its_own(opened: Opener, tmp_path: Path) -> None:
+    def second_takes_long(mark: str) -> str:
+        if not os.path.exists(mark):
+            open(mark, "w").close()
+            raise ValueError("once")
+        for _ in range(10):
+            time.sleep(0.06)
+        return "in time"
+
+    pool = opened(1)
+    assert pool.submit(sent(add), (1,)).result(20) == 2
+    options = CallOptions(timeout_s=1.0, retries=Retries(exceptions=1, delay_s=0.7))
+    assert (
+        pool.submit(sent(second_takes_long), (str(tmp_path / "mark"),), options=options).result(20)
+        == "in time"
+    )
+
+
+def test_a_generator_that_has_yielded_is_not_begun_again(opened: Opener) -> None:
+    def two_and_fail() -> Any:
+        yield 1
+        yield 2
+        raise ValueError("enough")
+
+    pool = opened(1)
+    stream = pool.submit(sent(two_and_fail), options=CallOptions(retries=Retries(exceptions=1, delay_s=0)))
+    assert isinstance(stream, Stream)
+    values = iter(stream)
+    assert [next(values), next(values)] == [1, 2]
+    with pytest.raises(ValueError, match="enough"):
+        next(values)
+
+
+def test_the_failure_of_an_attempt_is_no_outcome_to_others(
+    opened: Opener, home: Path, tmp_path: Path
+) -> None:
+    def once(mark: str, go: str) -> str:
+        if not os.path.exists(mark):
+            open(mark, "w").close()
+            raise ValueError("once")
+        while not os.path.exists(go):
+            time.sleep(0.005)
+        return "second"
+
+    pool, go = opened(1), tmp_path / "go"
+    assert pool.submit(sent(add), (1,)).result(20) == 2
+    options = CallOptions(retries=Retries(exceptions=1, delay_s=0))
+    with pool.lock:
+        future = pool.submit(sent(once, "json"), (str(tmp_path / "mark"), str(go)), options=options)
+        call_id = future.id
+    eventually(lambda: future.attempts == 1 and future.status == "running")
+    elsewhere = Future.from_id(call_id, local={"home": home})
+    assert not elsewhere.done()
+    go.touch()
+    assert future.result(20) == elsewhere.result(20) == "second"
