@@ -143,8 +143,23 @@ def _next_chunk(
         return None
     chunk = Chunk(pool, definition, options, items, star=star)
     chunk.write(pool.arena)
+    if chunk.body.refs and len(items) > 1:
+        return _one_by_one(pool, chunk)
     pool.enter(chunk)
     return chunk
+
+
+def _one_by_one(pool: Pool, many: Chunk) -> Chunk:
+    """Send the items of a chunk as chunks of their own: a reference that leads nowhere is the fault of its item."""
+    for segment in many.body.segments:
+        assert pool.arena is not None
+        pool.arena.give_back(segment.number)
+    chunks = [Chunk(pool, many.definition, many.options, [item], star=many.star) for item in many.items]
+    for chunk, following in itertools.zip_longest(chunks, chunks[1:]):
+        chunk.rest = following
+        chunk.write(pool.arena)
+        pool.enter(chunk)
+    return chunks[0]
 
 
 def _first_ended(chunks: deque[Chunk]) -> Chunk:

@@ -31,6 +31,7 @@ from flow_core.runner import parcels, wire
 if TYPE_CHECKING:
     from flow_core.encoding import Encoded
     from flow_core.flow import Flow
+    from flow_core.object_ref import ObjectRef
     from flow_core.task import Task
 
 __all__ = ["CallOptions", "Definition", "Pool", "Retries", "SessionSpec"]
@@ -129,11 +130,15 @@ class Pool:
     def enter(self, made: Future) -> Future:
         """Send a call whose arguments are written down, or queue it."""
         inputs = made.body.inputs
+        failure = self._look_up(made) if made.body.refs else None
         with self.lock:
             if self.over is not None or self._generation is not _generation:
                 raise self._refusal()
             made.number = next(self._numbers)
             self.open_calls += 1
+            if failure is not None:
+                self._give_up(made, failure)
+                return made
             if not inputs and not self.queue:
                 line = self._free_line(made)
                 if line is not None:
@@ -150,6 +155,20 @@ class Pool:
             self._wait_for_inputs(made, inputs)
         self._help(crowd)
         return made
+
+    def _look_up(self, made: Future) -> FlowError | None:
+        """Add what its worker needs to get the values of its references; return what is wrong with one of them."""
+        try:
+            carried = self.flow.objects.carried(
+                made.body.refs,
+                provider=self.flow.provider.name,
+                contained=self.spec.machine()["image"] is not None,
+                allow_pickle=made.definition.codec == "pickle",
+            )
+        except FlowError as error:
+            return error
+        made.body = made.body._replace(carried=carried)
+        return None
 
     def _refusal(self) -> SessionClosedError:
         if self.over is None:
@@ -188,11 +207,11 @@ class Pool:
         data = b""
         if definition.number not in line.known:
             data = line.introduce(definition)
-        codec, body, segments, inputs, _, many = encoded
+        codec, body, segments, inputs, _, many, refs, _ = encoded
         for segment in segments:
             line.tell(segment)
         kind = wire.CALL
-        if inputs or many or future.kept or future.options.timeout_s is not None:
+        if inputs or many or refs or future.kept or future.options.timeout_s is not None:
             kind = wire.CALL_WITH
             body = self._with_options(line, future, encoded)
         line.inflight[future.number] = future
@@ -210,13 +229,15 @@ class Pool:
             "kept": future.kept and not _may_fail(future),
             "many": encoded.many,
         }
-        bodies = [encoded.body]
-        if encoded.inputs:
+        bodies: list[bytes | bytearray] = [encoded.body]
+        if encoded.inputs or encoded.refs:
             values = [encoding.outcome_of(one) for one in encoded.inputs]
             bodies += [line.forward(one, future) for one in values]
+            bodies += encoded.carried.values
             more["codecs"] = [one.codec for one in values]
             more["sizes"] = [len(one) for one in bodies]
             more["paths"] = encoded.paths
+            more["objects"] = encoded.carried.listed
         return json.dumps(more).encode() + b"\n" + b"".join(bodies)
 
     def fill(self, line: Line) -> None:
@@ -540,6 +561,12 @@ class Pool:
         if not known and future.state >= DONE:
             self.keeper.store(future)
         return f"{self.task_id}:{self.keeper.call_name(future)}"
+
+    def refer(self, future: Future, timeout: float | None) -> ObjectRef:
+        """See `Future.object_ref`."""
+        from flow_core.kept import ref_of
+
+        return ref_of(self.flow.engine, self.task_id, self.keeper.call_name(future), timeout)
 
     def logs(self, future: Future) -> str:
         """See `Future.logs`."""

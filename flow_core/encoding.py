@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 from flow_core import payload
 from flow_core.errors import FlowError, ResultError, SerializationError
 from flow_core.futures import Future, HoldsFutures, writing
+from flow_core.object_ref import ObjectRef, pickled_refs, revived
+from flow_core.objects import NOTHING, Carried
 from flow_core.runner import parcels
+from flow_core.runner.objects import MARK
 from flow_core.runner.pickles import blame
 from flow_core.runner.strict_json import NotSerializable, to_json
 
@@ -19,7 +22,8 @@ class Encoded(NamedTuple):
     """The arguments of a call as they travel, and the futures among them.
 
     `paths` says where in the JSON the values of the futures belong; in a pickle their places are in the pickle itself.
-    `many`: these are the items of a chunk, of which each is an argument ("one") or a list of them ("star").
+    `many`: these are the items of a chunk, of which each is an argument ("one") or a list of them ("star"). `refs` are
+    the references among them, and `carried` is what the worker needs to get their values.
     """
 
     codec: int
@@ -28,9 +32,13 @@ class Encoded(NamedTuple):
     inputs: Sequence[Future] = ()
     paths: Sequence[Sequence[Any]] = ()
     many: str = ""
+    refs: Sequence[ObjectRef] = ()
+    carried: Carried = NOTHING
 
 
 _NAMES = b"\x93"  # STACK_GLOBAL, by which a pickle of protocol 4 and later names what is not a plain value
+
+_MARK = MARK.encode()  # a glance at the written arguments shows whether there may be references among them
 
 NO_ARGUMENTS: Mapping[str, Encoded] = {
     "json": Encoded(parcels.JSON, b"[[],{}]"),
@@ -43,7 +51,8 @@ def arguments(
 ) -> Encoded:
     """Write down the arguments of a call as they are now; large ones into segments of `arena`, where there is one.
 
-    Raises SerializationError with the path of the first argument that cannot travel.
+    Raises SerializationError with the path of the first argument that cannot travel, ValidationError for a reference
+    that is damaged.
     """
     if not args and not kwargs:
         return NO_ARGUMENTS[codec]
@@ -69,9 +78,16 @@ def _as_json(args: Sequence[Any], kwargs: Mapping[str, Any], arena: parcels.Aren
             head = _json(*bare)
         except NotSerializable as another:
             raise SerializationError(f"{payload.CANNOT_SERIALIZE} {another}") from None
+    refs = _refs_in([list(args), dict(kwargs)]) if _MARK in head else ()
     if arena is None or len(head) < parcels.LARGE_BYTES:
-        return Encoded(parcels.JSON, head, (), inputs, paths)
-    return Encoded(*parcels.pack(parcels.JSON, head, (), arena), inputs, paths)
+        return Encoded(parcels.JSON, head, (), inputs, paths, refs=refs)
+    return Encoded(*parcels.pack(parcels.JSON, head, (), arena), inputs, paths, refs=refs)
+
+
+def _refs_in(value: Any) -> list[ObjectRef]:
+    refs: list[ObjectRef] = []
+    revived(value, refs)
+    return refs
 
 
 def _json(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
@@ -95,15 +111,16 @@ def _without_futures(value: Any, path: list[Any], inputs: list[Future], paths: l
 def _as_pickle(args: Sequence[Any], kwargs: Mapping[str, Any], arena: parcels.Arena | None) -> Encoded:
     call = (tuple(args), dict(kwargs))
     inputs: list[Future] = []
+    refs: list[ObjectRef] = []
     if parcels.is_simple(args) and (not kwargs or parcels.is_simple(kwargs.values())):
         head, buffers = parcels.pickled(call, pickle.dumps)
     else:
-        head, buffers = _pickled(call, inputs)
+        head, buffers, refs = _pickled_with_refs(call, inputs)
     size = len(head) + sum(one.nbytes for one in buffers)
     if not buffers and (arena is None or size < parcels.LARGE_BYTES):
-        return Encoded(parcels.PICKLE, head, (), inputs)
+        return Encoded(parcels.PICKLE, head, (), inputs, refs=refs)
     packed = parcels.pack(parcels.PICKLE, head, buffers, arena if size >= parcels.LARGE_BYTES else None)
-    return Encoded(*packed, inputs)
+    return Encoded(*packed, inputs, refs=refs)
 
 
 def items(codec: str, values: Sequence[Any], arena: parcels.Arena | None, *, star: bool) -> Encoded:
@@ -114,20 +131,36 @@ def items(codec: str, values: Sequence[Any], arena: parcels.Arena | None, *, sta
             head = to_json(list(values), "items")
         except NotSerializable as error:
             raise SerializationError(f"{payload.CANNOT_SERIALIZE} {error}") from None
+        refs = _refs_in(list(values)) if _MARK in head else []
         buffers: list[Any] = []
         plain = parcels.JSON
     else:
         simple = parcels.are_simple(values) if not star else all(map(parcels.is_simple, values))
         inputs: list[Future] = []
-        head, buffers = parcels.pickled(values, pickle.dumps) if simple else _pickled(values, inputs, "items")
+        if simple:
+            (head, buffers), refs = parcels.pickled(values, pickle.dumps), []
+        else:
+            head, buffers, refs = _pickled_with_refs(values, inputs, "items")
         plain = parcels.PICKLE
         if inputs:
             raise SerializationError("the items of a map cannot be futures: submit such calls one by one")
     size = len(head) + sum(one.nbytes for one in buffers)
     if not buffers and (arena is None or size < parcels.LARGE_BYTES):
-        return Encoded(plain, head, many=many)
+        return Encoded(plain, head, many=many, refs=refs)
     packed = parcels.pack(plain, head, buffers, arena if size >= parcels.LARGE_BYTES else None)
-    return Encoded(*packed, many=many)
+    return Encoded(*packed, many=many, refs=refs)
+
+
+def _pickled_with_refs(
+    call: Any, inputs: list[Future], name: str = ""
+) -> tuple[bytes, list[Any], list[ObjectRef]]:
+    """Return a pickle, its buffers, and the references in it, of which each is an ObjectRef there."""
+    head, buffers = _pickled(call, inputs, name)
+    if _MARK not in head:
+        return head, buffers, []
+    with pickled_refs() as refs:  # those in the attributes of objects as well
+        head, buffers = _pickled(revived(call, []), inputs, name)
+    return head, buffers, refs
 
 
 def _pickled(call: Any, inputs: list[Future], name: str = "") -> tuple[bytes, list[Any]]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from flow_core.errors import CallCancelledError, TimeoutError, ValidationError
 
 if TYPE_CHECKING:
+    from flow_core.object_ref import ObjectRef
     from flow_core.runner.parcels import Parcel
 
 log = logging.getLogger("flow_core")
@@ -45,6 +46,9 @@ class Runs(Protocol):
 
     def keep(self, future: Future) -> str:
         """See `Future.id`."""
+
+    def refer(self, future: Future, timeout: float | None) -> ObjectRef:
+        """Return the reference to the value of a call that has succeeded and is kept. Raises TimeoutError."""
 
     def logs(self, future: Future) -> str:
         """See `Future.logs`."""
@@ -206,6 +210,17 @@ class Future:
     def ref(self) -> Future:
         """Return the future itself, which is the reference to its value: pass it on instead of the value."""
         return self
+
+    def object_ref(self, timeout: float | None = None) -> ObjectRef:
+        """Wait for the call and return a reference to its value that outlives its session and fits into an XCom.
+
+        The value is written to the task's folder, where it stays until the task is released; any later call gets it in
+        place of the reference. Asked for while the call runs, its worker writes it. Raises what `result` raises.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self.runs.keep(self)
+        self.wait(timeout)
+        return self.runs.refer(self, _left(deadline))
 
     def cancel(self) -> bool:
         """Ask the call to stop; return False when it had ended already.
@@ -469,6 +484,16 @@ class Stream(Future):
         done = object()
         while (value := await asyncio.to_thread(next, values, done)) is not done:
             yield value
+
+    def object_ref(self, timeout: float | None = None) -> ObjectRef:  # noqa: ARG002 - as every future's
+        """Raises ValidationError: the values of a generator are not kept."""
+        raise ValidationError(
+            f"{self.name!r} is a generator: its values are not kept, so there is no reference to them",
+            suggestions=[
+                "Store them: put(future.result()).",
+                "Return a list in place of yielding its items.",
+            ],
+        )
 
     def result(self, timeout: float | None = None) -> Any:
         """Return the list of all values. Raises what the generator raised, and TimeoutError."""

@@ -215,20 +215,25 @@ class Keeper:
                 self._tidy()
             self._mend(now)
             unread = leader.leads == last  # nobody has read since the last look: then it is for us to do
-            idle = idle + 1 if unread and not pool.open_calls else 0
+            idle = idle + 1 if unread and not self._is_busy() else 0
             if idle > _IDLE_TICKS:
                 self.asleep = True
                 if not pool.open_calls:
                     self._bell.wait(pulse)
                 self.asleep = False
                 leader.help()  # nobody reads where nobody calls, and the session may have ended
-            elif unread and pool.open_calls:
+            elif unread and self._is_busy():
                 leader.stand_in(self._is_wanted, pulse)
             last = leader.leads
             self._bell.wait(_TICK_S)
 
     def _is_wanted(self) -> bool:
-        return self._bell.is_set() or not self.pool.open_calls or self.pool.over is not None
+        return self._bell.is_set() or not self._is_busy() or self.pool.over is not None
+
+    def _is_busy(self) -> bool:
+        """Whether there is something to read, or something large on its way to the supervisor."""
+        control = self.control
+        return bool(self.pool.open_calls) or (control is not None and control.crowded)
 
     def _connect(self) -> None:
         """Wait for the session to listen, and connect. Raises the error that says why it does not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -9,17 +10,20 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from flow_core import payload
+from flow_core.engine import Engine
 from flow_core.errors import (
     CallCancelledError,
     CallTimeoutError,
     FlowError,
     ResourceNotFoundError,
+    TimeoutError,
     ValidationError,
     WorkerDiedError,
 )
 from flow_core.flow import Flow
 from flow_core.futures import DONE, FAILED, SENT, Future, call_back, ending
 from flow_core.ids import is_task_id
+from flow_core.object_ref import Codec, ObjectRef, task_uri
 from flow_core.runner.parcels import Parcel
 from flow_core.runner.strict_json import from_json
 from flow_core.task_futures import of_task
@@ -45,6 +49,35 @@ def future_of(call_id: str, *, serialization: str = "json", **settings: Any) -> 
     future.state, future.kept = SENT, True
     future.runs.look(future)  # type: ignore[attr-defined]
     return future
+
+
+def ref_of(engine: Engine, task_id: str, name: str, timeout: float | None) -> ObjectRef:
+    """Return the reference to the value of a kept call that has succeeded, once it is written down.
+
+    Raises TimeoutError; WorkerDiedError where the session has ended without writing it.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    file, attempt = f"calls/{name}", 0
+    while True:
+        ended = engine.poll([task_id])[task_id].status.final  # looked at first
+        with contextlib.suppress(ResourceNotFoundError):
+            data = engine.collect(task_id, file)
+            # Of an attempt that failed before the one that succeeded there may be an account for a moment.
+            if ended or payload.decode_error(data, task_id=task_id) is None:
+                about = payload.describe_result(data, task_id=task_id)
+                codec: Codec = "json" if about.codec == "json" else "pickle"
+                uri = task_uri(engine.provider.name, task_id, file)
+                return ObjectRef(uri=uri, size_bytes=about.size, sha256=about.sha256, codec=codec)
+        if ended:
+            raise WorkerDiedError(
+                f"session {task_id} has ended before the value was written down",
+                suggestions=["Ask for object_ref() while the session is open."],
+                task_id=task_id,
+            )
+        if deadline is not None and time.monotonic() >= deadline:
+            raise TimeoutError(f"waited {timeout:g} s and the value is not written down yet")
+        engine.clock.sleep(min(_ASK_EVERY_S, 0.002 * 2**attempt))
+        attempt = min(attempt + 1, 10)
 
 
 class KeptCalls:
@@ -123,6 +156,10 @@ class KeptCalls:
     def keep(self, _: Future) -> str:
         """Return the id: the outcome is kept already."""
         return f"{self.task_id}:{self._name}"
+
+    def refer(self, _: Future, timeout: float | None) -> ObjectRef:
+        """Return the reference to the value."""
+        return ref_of(self.flow.engine, self.task_id, self._name, timeout)
 
     def logs(self, future: Future) -> str:
         """Return the end of what the call printed, where it failed."""

@@ -35,6 +35,7 @@ from flow_core.runner.pickles import CLOUDPICKLE_ZIP, blame
 from flow_core.runner.strict_json import NotSerializable, to_json
 
 _JSON_LIMIT_BYTES = 1024**3
+_SENT_LIMIT_BYTES = 256 * 1024**2  # half of what a frame may hold
 _SWEEP_EVERY_S = 3600.0
 _ASK_FOR_PICKLE = "Pass {} if you trust whoever wrote it: unpickling may run code."
 
@@ -44,6 +45,16 @@ class Inputs(NamedTuple):
 
     files: tuple[SpecFile, ...] = ()
     listed: tuple[dict[str, Any], ...] = ()
+
+
+class Carried(NamedTuple):
+    """What a call of a warm session needs for its references: the list for its envelope, and values sent with it."""
+
+    listed: tuple[dict[str, Any], ...] = ()
+    values: tuple[bytearray, ...] = ()
+
+
+NOTHING = Carried()
 
 
 class Objects:
@@ -203,18 +214,7 @@ class Objects:
         listed: list[dict[str, Any]] = []
         with contextlib.ExitStack() as stack:
             for number, ref in enumerate(unique.values()):
-                if ref.codec == "pickle" and not allow_pickle:
-                    raise ObjectError(
-                        f"the call is given the object {ref.uri}, which is a pickle",
-                        suggestions=[_ASK_FOR_PICKLE.format('serialization="pickle"')],
-                    )
-                one = {
-                    "uri": ref.uri,
-                    "sha256": ref.sha256,
-                    "size": ref.size_bytes,
-                    "codec": ref.codec,
-                    "tail": isinstance(ref.place, TaskFile) and ref.place.tail,
-                }
+                one = _entry(ref, allow_pickle=allow_pickle)
                 there = None if contained else self._path_there(ref, provider)
                 if there is None:
                     name = f"{INPUTS}/{number}"
@@ -227,6 +227,55 @@ class Objects:
 
                 more.append(SpecFile(name=CLOUDPICKLE_ZIP, data=cloudpickle_zip()))
             yield Inputs(tuple(more), tuple(listed))
+
+    def carried(
+        self, refs: Iterable[ObjectRef], *, provider: str, contained: bool, allow_pickle: bool
+    ) -> Carried:
+        """Return what a call in a warm session of `provider` needs to get these values.
+
+        A worker that can open the file gets its path; to any other the value is sent. Raises ObjectNotFoundError,
+        ObjectError.
+        """
+        listed: list[dict[str, Any]] = []
+        values: list[bytearray] = []
+        room = _SENT_LIMIT_BYTES
+        for ref in {(ref.uri, ref.sha256): ref for ref in refs}.values():
+            one = _entry(ref, allow_pickle=allow_pickle)
+            there = None if contained else self._path_seen(ref, provider)
+            if there is not None:
+                listed.append({**one, "path": there})
+                continue
+            room -= ref.size_bytes
+            if room < 0:
+                raise ObjectError(
+                    f"the object {ref.uri} takes {ref.size_bytes:,} bytes: too many to be sent with a call",
+                    suggestions=[
+                        "Store it where the workers can open it: put(ref, storage='file:///shared/…')."
+                    ],
+                )
+            with self._opened(ref, ()) as file, told(ref.uri):
+                listed.append({**one, "part": len(values)})
+                values.append(files.read(file, ref.size_bytes, ref.sha256, ref.uri))
+        return Carried(tuple(listed), tuple(values))
+
+    def _path_seen(self, ref: ObjectRef, provider: str) -> str | None:
+        """Return the path under which a process of a task of `provider` can open the value now, None if it cannot."""
+        if not self._engine(provider).provider.shares_files:
+            return self._path_there(ref, provider)
+        place = ref.place
+        if isinstance(place, TaskFile):
+            engine = self._engine(place.provider)
+            if not engine.provider.shares_files:
+                return None
+            with self._explained(ref, place, engine):
+                path: str | Path | None = engine.provider.locate(place.task_id, place.file)
+        else:
+            storage, name = self._stored_at(ref, ())
+            path = storage.path(name)
+        if path is None:
+            return None
+        with self._opened(ref, ()):  # who makes the call is told why it cannot be opened
+            return str(path)
 
     def _path_there(self, ref: ObjectRef, provider: str) -> str | None:
         """Return the path under which a task of `provider` can open the value, None where it cannot."""
@@ -346,6 +395,22 @@ class Objects:
             yield path
         finally:
             path.unlink(missing_ok=True)
+
+
+def _entry(ref: ObjectRef, *, allow_pickle: bool) -> dict[str, Any]:
+    """Return what a call's envelope says of a value, but for its place. Raises ObjectError for an unwanted pickle."""
+    if ref.codec == "pickle" and not allow_pickle:
+        raise ObjectError(
+            f"the call is given the object {ref.uri}, which is a pickle",
+            suggestions=[_ASK_FOR_PICKLE.format('serialization="pickle"')],
+        )
+    return {
+        "uri": ref.uri,
+        "sha256": ref.sha256,
+        "size": ref.size_bytes,
+        "codec": ref.codec,
+        "tail": isinstance(ref.place, TaskFile) and ref.place.tail,
+    }
 
 
 def _pieces(value: Any, codec: Codec) -> list[Any]:

@@ -14,6 +14,7 @@ from flow_core.engine import SLICE_S, Engine
 from flow_core.errors import FlowError, TimeoutError, ValidationError
 from flow_core.flow import Flow
 from flow_core.futures import DONE, FAILED, SENT, Future, call_back, ending
+from flow_core.object_ref import ObjectRef
 from flow_core.runner.parcels import Parcel
 from flow_core.status import TaskStatus
 from flow_core.task import KIND_LABEL
@@ -108,6 +109,10 @@ class _TaskRun:
     def keep(self, _: Future) -> str:
         """Return the id of the task, whose result is kept anyway."""
         return self.task_id
+
+    def refer(self, _: Future, timeout: float | None) -> ObjectRef:
+        """Return the reference to the task's result."""
+        return self.task.ref(timeout)
 
     def logs(self, _: Future) -> str:
         """Return what the task has printed."""

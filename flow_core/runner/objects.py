@@ -29,7 +29,9 @@ MARK = "flow/ref"
 LARGE_BUFFER_BYTES = 64 * 1024
 CHUNK_BYTES = 1024 * 1024
 
-_RESTORE = ("flow_core.object_ref", "restore")
+RESTORE = ("flow_core.object_ref", "restore")
+"""What a pickled reference is made with; the value goes in its place."""
+
 _MAGIC = b"FLOWPKL1"
 _HEAD = struct.Struct("<8sBBxxI")
 _LENGTH = struct.Struct("<Q")
@@ -207,12 +209,14 @@ def unpickled(
 class Resolver:
     """The values that a call was given by reference: those that its envelope lists, and no others.
 
-    Each is a dict with `uri`, `sha256`, `size`, `codec`, and `file` (in the task's folder) or `path` (on this machine);
-    with `tail` the value is the last bytes of the file. A value is loaded once, when it is first needed.
+    Each is a dict with `uri`, `sha256`, `size`, `codec`, and `file` (in the task's folder), `path` (on this machine) or
+    `part`, by which its bytes stand in `sent`: the sender has checked those. With `tail` the value is the last bytes of
+    the file. A value is loaded once, when it is first needed.
     """
 
-    def __init__(self, folder: str, listed: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, folder: str, listed: Sequence[dict[str, Any]], sent: Sequence[Buffer] = ()) -> None:
         self._folder = folder
+        self._sent = sent
         self._listed = {(one["uri"], one["sha256"]): one for one in listed}
         self._values: dict[tuple[str, str], Any] = {}
 
@@ -244,6 +248,8 @@ class Resolver:
         return self._values[key]  # type: ignore[index]
 
     def _load(self, one: dict[str, Any]) -> Any:
+        if "part" in one:
+            return self._decoded(one["codec"], bytearray(self._sent[one["part"]]))
         path = one["path"] if "path" in one else os.path.join(self._folder, one["file"])
         try:
             with open_file(path, one["size"], tail=one.get("tail", False)) as file:
@@ -280,6 +286,6 @@ def _loads(data: Buffer, restore: Callable[[dict[str, Any]], Any], **options: An
 
     class Unpickler(Base):
         def find_class(self, module: str, name: str) -> Any:
-            return restore if (module, name) == _RESTORE else super().find_class(module, name)
+            return restore if (module, name) == RESTORE else super().find_class(module, name)
 
     return Unpickler(io.BytesIO(data), **options).load()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from .crew import Slot
+    from .objects import Resolver
 
 _LONG_US = 2000
 _CREDIT_MS = 10  # the other thread may just have read what we wait for
@@ -246,23 +247,36 @@ class Worker:
         finally:
             self.current = None
 
-    @staticmethod
-    def _arguments(call: Call) -> Any:
+    def _arguments(self, call: Call) -> Any:
         stream, codec, body, options = call.stream, call.codec, call.body, call.options
-        if call.many:
-            return deque(parcels.loads(stream.parcel(codec, body))), None
-        if "sizes" not in options:
-            if codec == parcels.PICKLE:
-                return pickle.loads(body)  # noqa: S301 - the client's own call
-            return parcels.loads(stream.parcel(codec, body))
-        at, inputs = options["sizes"][0], []
-        for size, one in zip(options["sizes"][1:], options["codecs"]):
-            inputs.append(parcels.loads(stream.parcel(one, body[at : at + size])))
+        if "sizes" in options:
+            arguments = self._assembled(call)
+        elif codec == parcels.PICKLE and not call.many:
+            return pickle.loads(body)  # noqa: S301 - the client's own call
+        else:
+            arguments = parcels.loads(stream.parcel(codec, body))
+        return (deque(arguments), None) if call.many else arguments
+
+    def _assembled(self, call: Call) -> Any:
+        """Return arguments with what belongs into them: values that the call has waited for, values by reference."""
+        stream, options, at, pieces = call.stream, call.options, 0, []
+        for size in options["sizes"]:
+            pieces.append(call.body[at : at + size])
             at += size
-        main = stream.parcel(codec, body[: options["sizes"][0]])
-        if codec & ~parcels.PARTS == parcels.PICKLE:
-            return parcels.loads(main, lambda head, buffers: _Unpickler(head, buffers, inputs).load())
+        main, codecs = stream.parcel(call.codec, pieces[0]), options["codecs"]
+        inputs = [parcels.loads(stream.parcel(*one)) for one in zip(codecs, pieces[1:])]
+        resolver = None
+        if options["objects"]:
+            from .objects import Resolver
+
+            resolver = Resolver(self.folder, options["objects"], pieces[1 + len(codecs) :])
+        if call.codec & ~parcels.PARTS == parcels.PICKLE:
+            return parcels.loads(
+                main, lambda head, buffers: _Unpickler(head, buffers, inputs, resolver).load()
+            )
         arguments = parcels.loads(main)
+        if resolver is not None:
+            arguments = resolver.in_json(arguments)
         for path, value in zip(options["paths"], inputs):
             target = arguments
             for step in path[:-1]:
@@ -380,7 +394,7 @@ class Worker:
         if number in stream.kept:
             stream.kept.discard(number)
             header = {"v": WIRE_VERSION, "ok": False, "error": message["record"], "why": message.get("why")}
-            self._store(stream, number, json.dumps(header).encode() + b"\n")
+            self._store(stream, number, json.dumps(header).encode() + b"\n", b"")
         body = json.dumps(message).encode()
         stream.answer(wire.ERROR, number, parcels.JSON, body, more=call.micros, before=call.log)
 
@@ -413,16 +427,19 @@ class Worker:
     def _keep(self, stream: Stream, number: int, codec: int, value: Any) -> None:
         """Write a value to the task's folder, for those who ask by the call's id. Raises NotSerializable."""
         stream.kept.discard(number)
-        data = to_json(value, "result") if codec == parcels.JSON else pickles.dumps(value, "result")
+        data = (
+            to_json(value, "result") if codec == parcels.JSON else b"".join(pickles.pieces(value, "result"))
+        )
         header = header_of(data, "json" if codec == parcels.JSON else "pickle")
-        self._store(stream, number, json.dumps(header).encode() + b"\n" + data)
+        self._store(stream, number, json.dumps(header).encode() + b"\n", data)
 
-    def _store(self, stream: Stream, number: int, data: bytes) -> None:
+    def _store(self, stream: Stream, number: int, header: bytes, data: bytes) -> None:
         folder = os.path.join(self.folder, "calls")
         path = os.path.join(folder, f"{stream.client}-{number}")
         os.makedirs(folder, mode=0o700, exist_ok=True)
         try:
             with open(f"{path}.{self.pid}", "wb") as file:
+                file.write(header)
                 file.write(data)
             os.replace(f"{path}.{self.pid}", path)
         except OSError as error:
@@ -430,14 +447,23 @@ class Worker:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Puts the values that a call has waited for in their places."""
+    """Puts the values that a call has waited for in their places, and those that it was given by reference."""
 
-    def __init__(self, head: Any, buffers: Any, inputs: list[Any]) -> None:
+    def __init__(self, head: Any, buffers: Any, inputs: list[Any], resolver: Resolver | None) -> None:
         super().__init__(io.BytesIO(head), buffers=buffers)
         self.inputs = inputs
+        self.resolver = resolver
 
     def persistent_load(self, number: Any) -> Any:
         return self.inputs[number]
+
+    def find_class(self, module: str, name: str) -> Any:
+        if self.resolver is not None:
+            from .objects import RESTORE
+
+            if (module, name) == RESTORE:
+                return self.resolver.value
+        return super().find_class(module, name)
 
 
 def main(folder: str, control: socket.socket, slot: Slot, *, ordered: bool) -> NoReturn:
