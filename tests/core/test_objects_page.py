@@ -12,11 +12,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "objects.md"
 
 def test_the_examples_run(home: Path, tmp_path: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    invokes, functions, puts = blocks
+    invokes, functions, session, puts = blocks
     (tmp_path / "train.py").write_text(functions)
-    for program in (invokes, puts):
+    for program in (invokes, session, puts):
         done = subprocess.run(
             [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
         )
-        expected = re.findall(r"^print\(.*\)  # (.*)$", program, re.MULTILINE)
+        expected = re.findall(r"^ *print\(.*\)  # (.*)$", program, re.MULTILINE)
         assert (done.stdout.splitlines(), done.returncode) == (expected, 0), done.stderr
