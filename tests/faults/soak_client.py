@@ -12,6 +12,7 @@ import faulthandler
 import functools
 import gc
 import json
+import math
 import operator
 import os
 import random
@@ -31,6 +32,7 @@ from flow_core import (
     CallTimeoutError,
     FlowError,
     FlowTimeoutError,
+    Future,
     RemoteExecutionError,
     Retries,
     Runner,
@@ -40,6 +42,7 @@ from flow_core import (
     TaskOutOfMemoryError,
     WorkerDiedError,
     as_completed,
+    gather,
     wait,
 )
 
@@ -66,6 +69,11 @@ def square(ledger: str, call: str, value: int, *, seconds: float = 0.0) -> int:
     begin(ledger, call)
     time.sleep(seconds)
     return value * value
+
+
+def root(ledger: str, call: str, value: int) -> int:
+    begin(ledger, call)
+    return math.isqrt(value) + 8  # 9, or a ValueError
 
 
 def nothing(ledger: str, call: str) -> None:
@@ -185,9 +193,10 @@ class Calls:
     """Every kind of call, on one session. Each kind starts calls and returns what checks them later."""
 
     def __init__(self, client: Client, session: Session) -> None:
-        self.client = client
+        self.client, self.session = client, session
         pickle = Serialization.PICKLE
         self.square = session.function(square)
+        self.root = session.function(root)
         self.retried = session.function(retries=Retries(lost=3, delay_s=0.05))(square)
         self.hurried = session.function(timeout=0.3)(square)
         self.nothing = session.function(nothing)
@@ -211,6 +220,10 @@ class Calls:
             self.again,
             self.called_back,
             self.mapped,
+            self.in_chunks,
+            self.gathered,
+            self.by_id,
+            self.joined,
             self.awaited,
             self.from_threads,
             self.dies,
@@ -355,6 +368,60 @@ class Calls:
                 self.check(one, future, lambda got: got == 121)()
 
         return check
+
+    def in_chunks(self) -> Callable[[], None]:
+        """Items that travel several at a time: one's fault is no other's."""
+        ids = [self.client.call() for _ in range(self.client.random.choice([1, 60, 2000]))]
+        items = ((ledger, call, -1 if self.client.random.random() < 0.1 else 3) for ledger, call in ids)
+        got = self.root.imap(
+            items, return_exceptions=True, max_concurrent=self.client.random.choice([None, 7])
+        )
+
+        def value(outcome: Any) -> Any:
+            if isinstance(outcome, ValueError):
+                return 9  # the root of -1
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+        try:
+            for (_, call), outcome in zip(ids, got, strict=True):
+                self.client.settle(call, functools.partial(value, outcome), functools.partial(operator.eq, 9))
+        except SessionClosedError:  # there was no session to start the next chunk in
+            pass
+        return lambda: None
+
+    def gathered(self) -> Callable[[], None]:
+        ids = [self.client.call() for _ in range(10)]
+        futures = [self.square.remote(ledger, call, 5) for ledger, call in ids]
+
+        def check() -> None:
+            with contextlib.suppress(*KILLED, CallCancelledError):
+                if gather(*futures, timeout=PATIENCE_S) != [25] * 10:
+                    self.client.violation("gather", call=ids[0][1])
+            for (_, call), future in zip(ids, futures, strict=True):
+                self.check(call, future, lambda got: got == 25)()
+
+        return check
+
+    def by_id(self) -> Callable[[], None]:
+        """Through the eyes of another process, which knows nothing but the call's id."""
+        ledger, call = self.client.call()
+        future = self.square.remote(ledger, call, 8)
+        name = future.id
+        return lambda: void(
+            self.client.settle(call, lambda: Future.from_id(name).result(PATIENCE_S), lambda got: got == 64)
+        )
+
+    def joined(self) -> Callable[[], None]:
+        """A second client of the same session, which comes and goes."""
+        ids = [self.client.call() for _ in range(20)]
+        with Session.from_id(self.session.task_id, workers=2) as joined:
+            again = joined.function(square)
+            futures = [again.remote(ledger, call, 5) for ledger, call in ids]
+            for (_, call), future in zip(ids, futures, strict=True):
+                self.check(call, future, lambda got: got == 25)()
+        return lambda: None
 
     def awaited(self) -> Callable[[], None]:
         ids = [self.client.call() for _ in range(5)]
