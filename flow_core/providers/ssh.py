@@ -15,6 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -58,6 +59,9 @@ _INLINE_BYTES = 65536
 
 #: A submit begins with a question that is asked again a moment later (seconds).
 _FRESH_S = 1.0
+
+#: So many tasks of one `submit_many` are submitted side by side: enough to fill the time that words take to travel.
+_AT_ONCE = 8
 
 #: Of so many tasks we remember where they are and what was last said of them.
 _REMEMBERED = 20_000
@@ -120,6 +124,12 @@ class SSHProvider(Provider):
         self._remember(task_id, replace(placement, started=True))
         self.notebook.write(task_id, replace(placement, started=True))
 
+    def submit_many(self, tasks: Sequence[tuple[TaskSpec, str]]) -> None:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            started = [pool.submit(self.submit, spec, task_id=task_id) for spec, task_id in tasks]
+        for one in started:
+            one.result()
+
     def _look(self, digest: str) -> tuple[dict[Host, dict[str, Any]], dict[Host, FlowError]]:
         """Ask all hosts about a key, or take what `find` has just heard. Raises ProviderUnavailable when none answers.
 
@@ -170,7 +180,8 @@ class SSHProvider(Provider):
                 if not self._reachable(held):
                     raise self._out_of_reach(before, held)
                 return self._after(held, spec, before)
-        chosen = choose(spec, list(looks), silent)
+        machines = {host.id: host for host in looks}  # a machine may have two names
+        chosen = choose(spec, [*machines.values()], silent)
         for host, nodes in chosen.items():
             host.place(spec, nodes)
         # Gangs take their hosts' GPUs one after the other, in this order: so no two of them wait for each other.
@@ -295,7 +306,11 @@ class SSHProvider(Provider):
     def _recall(self, task_id: str) -> Placement | None:
         with self._table:
             known = self._placements.get(task_id)
-        return known or self.notebook.read(task_id)
+        if known is None:
+            known = self.notebook.read(task_id)
+            if known is not None and known.started:
+                self._remember(task_id, known)
+        return known
 
     def _host(self, place: Place) -> Host | None:
         """Return the host of a place: by what the machine calls itself, or by name where it cannot be asked."""
@@ -353,6 +368,11 @@ class SSHProvider(Provider):
         if not looks and not found:
             raise self._nobody(silent)
         return str(found[max(found)]) if found else None
+
+    def find_many(self, digests: Collection[str]) -> Mapping[str, str]:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            found = dict(zip(digests, pool.map(self.find, digests), strict=True))
+        return {digest: task_id for digest, task_id in found.items() if task_id is not None}
 
     def list(self, *, limit: int) -> Sequence[str]:
         pages, silent = together(self.hosts, lambda host: host.call("newest", limit=limit), patience_s=15.0)

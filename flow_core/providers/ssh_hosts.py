@@ -36,6 +36,7 @@ class Host:
         self.name = host.name
         self.settings = host
         self.transport: HostTransport = host_transport(host, settings)
+        self._hello: Mapping[str, Any] | None = None
         self._devices: Devices | None = None
         self._load: dict[str, int] = {}
         self._load_at = float("-inf")
@@ -48,8 +49,10 @@ class Host:
 
     @property
     def hello(self) -> Mapping[str, Any]:
-        """What the machine said of itself. Raises ProviderUnavailable."""
-        return self.transport.client.hello
+        """What the machine said of itself when it was last connected. Raises ProviderUnavailable if it never was."""
+        if self._hello is None or self.transport.connected:
+            self._hello = self.transport.client.hello
+        return self._hello
 
     @property
     def id(self) -> str:
@@ -74,8 +77,7 @@ class Host:
     def devices(self) -> Devices:
         """Its GPUs, found or declared. Raises ProviderUnavailable."""
         if self._devices is None:
-            asked = {"declared": self.settings.gpus}
-            facts = self.transport.call("gpus", asked, deadline_s=_NVIDIA_SMI_S).value
+            facts = self.call("gpus", declared=self.settings.gpus, deadline_s=_NVIDIA_SMI_S)
             self._devices = Devices.from_facts(facts)
         return self._devices
 

@@ -122,6 +122,7 @@ class Notebook:
         """Remember where a task is."""
         try:
             notes.put(self.folder, task_id, placement.note(), replace=True)
+            notes.forget(self.folder)
         except OSError as error:
             log.debug("no note could be written under %s: %s", self.folder, error)
 

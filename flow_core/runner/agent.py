@@ -222,7 +222,7 @@ def slurm_submit(home: str, tasks: list[dict[str, Any]], *, data: bytes = b"", *
 VERBS: dict[str, Callable[..., Any]] = {
     "ping": lambda: None,
     "facts": facts,
-    "gpus": inventory.gpus,
+    "gpus": inventory.remembered_gpus,
     "run": run,
     "read": read,
     "write": write,

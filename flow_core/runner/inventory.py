@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from typing import Any
 
+from . import proc
 from .ranks import ENGINE_VARIABLES
 
 #: A log that is followed must not wait for a full buffer.
@@ -55,13 +57,40 @@ def can_mount() -> bool:
     return bool(int(held, 16) >> _CAP_SYS_ADMIN & 1)  # root of a container often lacks it
 
 
+#: How long what the driver's tool says is believed: it takes seconds where no process keeps the driver loaded.
+_BELIEVED_S = 600.0
+
+
+def remembered_gpus(home: str, declared: int | None) -> dict[str, Any]:
+    """Return `gpus`, and ask the driver's tool at most once in ten minutes and boot for all who use a home."""
+    from . import task
+
+    known = task.read_json(home, "gpus.json") or {}
+    boot, now = proc.boot_id(), time.time()
+    if (
+        known.get("boot") != boot
+        or not 0 <= now - known.get("at", 0.0) < _BELIEVED_S
+        or not known["found"]["real"]
+    ):
+        known = {"boot": boot, "at": now, "found": gpus(None)}
+        try:
+            task.write_json(home, "gpus.json", known)
+        except OSError:  # a full disk, which others will tell of
+            pass
+    found: dict[str, Any] = known["found"]
+    return found if declared is None else _limited(found if found["real"] else None, declared)
+
+
 def gpus(declared: int | None) -> dict[str, Any]:
     """Find the GPUs, or take the declared number; with both, the declared number of the real ones.
 
     Returns names (as CUDA_VISIBLE_DEVICES takes them), model, memory_gb (of the smallest, None if unknown), and
     whether they are real.
     """
-    found = _nvidia_smi()
+    return _limited(_nvidia_smi(), declared)
+
+
+def _limited(found: dict[str, Any] | None, declared: int | None) -> dict[str, Any]:
     if found is not None:
         return found if declared is None else {**found, "names": found["names"][:declared]}
     # A declared GPU answers to any name; this is the one it is listed under.

@@ -178,6 +178,11 @@ def _from_note(home: str, task_id: str) -> dict[str, Any]:
 def sweep(home: str, retention_s: float) -> None:
     """Remove what is too old (`machine.sweep`), notes among it."""
     machine.sweep(home, retention_s)
+    forget(home)
+
+
+def forget(home: str) -> None:
+    """Remove notes that are too old; looked for once a day at most."""
     shelf = os.path.join(home, "notes")
     stamp = os.path.join(shelf, ".swept")
     now = time.time()
