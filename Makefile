@@ -5,6 +5,8 @@
 #   make check             formatting, lint, types and the import rule
 #   make bench             the numbers in the README
 #   make bench-sessions    warm calls beside the peers: the tables in docs/benchmarks.md (some minutes)
+#   make bench-ssh         300 tasks over three SSH hosts, a code tree next to rsync       (bench-slurm: 1,000 tasks)
+#   make bench-faults      how long it takes until a fault is noticed: the table in docs/faults.md
 #   make soak              ten minutes of calls under random kills                      (SECONDS=60: shorter)
 #   make lock              resolve the pins in constraints/ anew               (NAMES=prefect: one of them)
 #   make clean             remove what these targets made
@@ -44,6 +46,11 @@ bench-sessions:
 	@$(env) bench
 	.venvs/bench/bin/python -m tests.benchmarks.sessions --docs docs/benchmarks.md --json .venvs/bench/sessions.json $(BENCH_ARGS)
 
+.PHONY: bench-ssh bench-slurm bench-faults
+bench-ssh bench-slurm bench-faults: bench-%:
+	@$(env) core
+	$(core)/python -m tests.benchmarks.bench_$* $(BENCH_ARGS)
+
 # --- tests -----------------------------------------------------------------------------------------------------------
 
 .PHONY: test
@@ -74,7 +81,7 @@ test-faults:
 # They install Slurm and sshd where those are missing, which takes root; without it their tests are left out.
 .PHONY: test-ssh test-slurm
 test-ssh test-slurm: test-%:
-	@$(env) core demo
+	@$(env) core demo $(HOSTS)
 	$(core)/python -m pytest tests/$* $(PYTEST_ARGS)
 
 .PHONY: soak

@@ -73,32 +73,44 @@ def counted_calls() -> Iterator[list[str]]:
 # --- many tasks ------------------------------------------------------------------------------------------------------
 
 
-def many_tasks(machines: Machines, count: int, threads: int) -> Lines:
-    """Submit `count` no-ops and wait for all of them."""
+def many_tasks(machines: Machines, count: int, threads: int | None) -> Lines:
+    """Submit `count` no-ops, from so many threads or (None) with one `run_many`, and wait for all of them."""
     flow = flow_on(machines, f"~/many-{threads}")
     flow.run(["true"], upload_code=False).wait(60)  # the runner is installed, the first connection is open
-
-    def one(_number: int) -> str:
-        return flow.run(["true"], upload_code=False).task_id
-
     before = {name: (wire_bytes(machine), logins(machine)) for name, machine in machines.items()}
-    with counted_calls() as verbs, ThreadPoolExecutor(threads) as pool:
+    with counted_calls() as verbs:
         begin = time.perf_counter()
-        ids = list(pool.map(one, range(count)))
+        ids = submit(flow, count, threads)
         submitted = time.perf_counter() - begin
         ends = flow.engine.wait(ids, timeout=600)
         wall = time.perf_counter() - begin
     assert all(end.exit_code == 0 for end in ends.values())
     spent = sum(wire_bytes(machine) - before[name][0] for name, machine in machines.items())
     opened = sum(logins(machine) - before[name][1] for name, machine in machines.items())
+    how = "run_many" if threads is None else f"{threads} thread{'s' * (threads > 1)}"
     return [
-        (f"{count} tasks, {threads} threads: submitting", f"{submitted:.2f} s"),
+        (f"{count} tasks, {how}: submitting", f"{submitted:.2f} s"),
         ("… until all have ended", f"{wall:.2f} s, {count / wall:.0f} tasks/s"),
         ("… questions per task", f"{len(verbs) / count:.2f}"),
         ("… bytes on the wire per task", f"{spent / count:,.0f}"),
         ("… logins meanwhile, all hosts together", str(opened)),
-        ("… connections open at the end", str(sum(machine.connections() for machine in machines.values()))),
     ]
+
+
+def connections(machines: Machines) -> int:
+    return sum(machine.connections() for machine in machines.values())
+
+
+def submit(flow: Flow, count: int, threads: int | None) -> list[str]:
+    """Submit no-ops; return their ids."""
+    if threads is None:
+        return [task.task_id for task in flow.run_many([["true"]] * count, upload_code=False)]
+
+    def one(_number: int) -> str:
+        return flow.run(["true"], upload_code=False).task_id
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(one, range(count)))
 
 
 def by_hand(machines: Machines, count: int) -> Lines:
@@ -227,6 +239,8 @@ def main() -> None:
         lines = [
             *many_tasks(machines, options.tasks, threads=1),
             *many_tasks(machines, options.tasks, threads=16),
+            *many_tasks(machines, options.tasks, threads=None),
+            ("connections open then, one per host and home", str(connections(machines))),
             *by_hand(machines, options.tasks),
             *code_tree(machines, options.megabytes, options.rounds),
         ]
