@@ -157,8 +157,9 @@ def connect_program(argv: list[str], env: dict[str, str]) -> socket.socket:
     ours, theirs = socket.socketpair()
     try:
         with theirs:
+            end, none = theirs.fileno(), subprocess.DEVNULL
             process = subprocess.Popen(
-                argv, env=env, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, start_new_session=True
+                argv, env=env, stdin=end, stdout=end, stderr=none, start_new_session=True
             )
     except OSError:
         ours.close()
