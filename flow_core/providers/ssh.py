@@ -356,7 +356,9 @@ class SSHProvider(Provider):
     # -- looking
 
     def find(self, digest: str) -> str | None:
-        looks, silent = together(self.hosts, lambda host: host.look(digest), patience_s=15.0)
+        looks, silent = self._ask_about(digest)
+        with self._table:
+            _keep(self._heard, digest, (time.monotonic(), (looks, silent)), 1000)
         found = {
             int(number): one["task_id"] for look in looks.values() for number, one in look["tasks"].items()
         }

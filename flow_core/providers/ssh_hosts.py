@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -124,6 +126,41 @@ class Host:
         self._told_down = error is not None
 
 
+class _Crew:
+    """Threads that wait for the next question: to start one takes longer than to ask. They end with the process."""
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._idle = 0
+        self._lock = threading.Lock()
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Have somebody do this, at once."""
+        with self._lock:
+            if self._idle > 0:
+                self._idle -= 1
+            else:
+                threading.Thread(target=self._serve, name="flow-ask", daemon=True).start()
+        self._work.put(work)
+
+    def _serve(self) -> None:
+        while True:
+            self._work.get()()
+            with self._lock:
+                self._idle += 1
+
+
+_crew = _Crew()
+
+
+def _after_fork() -> None:
+    global _crew  # noqa: PLW0603 - its threads stayed in the parent
+    _crew = _Crew()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def together(
     hosts: Iterable[Host], ask: Callable[[Host], T], *, patience_s: float
 ) -> tuple[dict[Host, T], dict[Host, FlowError]]:
@@ -175,8 +212,7 @@ def _in_threads(asked: Sequence[Host], work: Callable[[Host], None], failures: d
             failures[host] = HostUnreachable(f"host {host.name} has not answered for {_STRAGGLER_S:g} s")
             continue
         host.unanswered.add(now)
-        name = f"flow-ask-{host.name}"
-        threading.Thread(target=timed, args=(host, now), name=name, daemon=True).start()
+        _crew.do(lambda host=host, now=now: timed(host, now))  # type: ignore[misc]
 
 
 def _wait(
