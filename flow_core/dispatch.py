@@ -21,7 +21,7 @@ from flow_core import encoding, payload
 from flow_core.chunks import Chunk
 from flow_core.deaths import death, timed_out
 from flow_core.definitions import PLAIN, CallOptions, Definition, Retries, SessionSpec
-from flow_core.errors import CallCancelledError, FlowError, SessionClosedError
+from flow_core.errors import CallCancelledError, FlowError, SerializationError, SessionClosedError
 from flow_core.futures import DONE, FAILED, QUEUED, SENT, Future, Stream, call_back, ending, follow, wake
 from flow_core.keeper import Keeper
 from flow_core.leader import SLICE_S, Leader
@@ -90,6 +90,7 @@ class Pool:
         self.lines: dict[int, Line] = {}
         self.limbo: dict[int, Line] = {}  # connections that have ended, whose worker's fate is not known yet
         self.queue: deque[Future] = deque()
+        self._waiting: set[Future] = set()  # for their inputs
         self.open_calls = 0
         self.over: BaseException | None = None
         self._idle: list[Line] = []
@@ -129,10 +130,11 @@ class Pool:
 
     def enter(self, made: Future) -> Future:
         """Send a call whose arguments are written down, or queue it."""
+        self.check_process()
         inputs = made.body.inputs
         failure = self._look_up(made) if made.body.refs else None
         with self.lock:
-            if self.over is not None or self._generation is not _generation:
+            if self.over is not None:
                 raise self._refusal()
             made.number = next(self._numbers)
             self.open_calls += 1
@@ -150,6 +152,8 @@ class Pool:
                     return made
             if not inputs or self.ordered:
                 self.queue.append(made)
+            if inputs and not self.ordered:
+                self._waiting.add(made)
             crowd = len(self.queue)
         if inputs:
             self._wait_for_inputs(made, inputs)
@@ -170,12 +174,15 @@ class Pool:
         made.body = made.body._replace(carried=carried)
         return None
 
-    def _refusal(self) -> SessionClosedError:
-        if self.over is None:
-            return SessionClosedError(
+    def check_process(self) -> None:
+        """Raise SessionClosedError in a fork: its parent's locks may be held there, and the connections are shared."""
+        if self._generation is not _generation:
+            raise SessionClosedError(
                 "a session cannot be used in a process that was forked from the one that opened it",
                 suggestions=["Open the session in that process, or start it with spawn or forkserver."],
             )
+
+    def _refusal(self) -> SessionClosedError:
         error = SessionClosedError(
             f"session {self.task_id} is closed: {self.over}", suggestions=["Open a new session."]
         )
@@ -202,18 +209,18 @@ class Pool:
         return self.ordered or line.load + future.definition.estimate * future.count <= _AHEAD_US
 
     def _frames(self, line: Line, future: Future) -> bytes:
-        """Book a call on a line and return what is to be sent for it. Under the lock."""
+        """Book a call on a line and return what is to be sent for it. Under the lock. Raises SerializationError."""
         definition, encoded = future.definition, future.body
-        data = b""
-        if definition.number not in line.known:
-            data = line.introduce(definition)
         codec, body, segments, inputs, _, many, refs, _ = encoded
-        for segment in segments:
-            line.tell(segment)
         kind = wire.CALL
         if inputs or many or refs or future.kept or future.options.timeout_s is not None:
             kind = wire.CALL_WITH
-            body = self._with_options(line, future, encoded)
+            body = self._with_options(line, future, encoded)  # may fail: nothing is booked yet
+        data = b""
+        if definition.number not in line.known:
+            data = line.introduce(definition)
+        for segment in segments:
+            line.tell(segment)
         line.inflight[future.number] = future
         future.state, future.worker = SENT, line
         future.load = definition.estimate * future.count + _CALL_COST_US
@@ -251,7 +258,10 @@ class Pool:
             if not self._has_room(line, future) or (self.ordered and not _ready(future)):
                 break
             queue.popleft()
-            pieces.append(self._frames(line, future))
+            try:
+                pieces.append(self._frames(line, future))
+            except SerializationError as error:  # an input that was changed here since it came
+                self.keeper.drop(future, error)
         if pieces:
             line.write(b"".join(pieces))
             if line.crowded:
@@ -297,7 +307,8 @@ class Pool:
 
     def _inputs_are_there(self, future: Future) -> None:
         with self.lock:
-            if future.state == QUEUED and not self.ordered:
+            if future in self._waiting:  # or it has ended meanwhile
+                self._waiting.remove(future)
                 self.queue.append(future)
         self.fill_all()
 
@@ -513,6 +524,7 @@ class Pool:
         if future.state >= DONE:
             return []
         self.open_calls -= 1
+        self._waiting.discard(future)
         if future.body is not None and self.arena is not None:
             for segment in future.body.segments:
                 self.arena.give_back(segment.number)
@@ -525,10 +537,12 @@ class Pool:
 
     def drive(self, future: Future, deadline: float | None) -> None:
         """Block until the future has ended, or until the deadline is over."""
+        self.check_process()
         self.leader.wait(lambda: future.state >= DONE, deadline, lambda waiter: follow(future, waiter))
 
     def drive_item(self, future: Stream) -> None:
         """Block until another value of a generator has come, or its end; for a moment at most."""
+        self.check_process()
         self.leader.wait(
             lambda: future.state >= DONE or future.has_items(),
             time.monotonic() + SLICE_S,
@@ -537,6 +551,7 @@ class Pool:
 
     def cancel(self, future: Future) -> bool:
         """See `Future.cancel`."""
+        self.check_process()
         with self.lock:
             if future.state >= DONE:
                 return False
@@ -553,6 +568,7 @@ class Pool:
 
     def keep(self, future: Future) -> str:
         """See `Future.id`."""
+        self.check_process()
         with self.lock:
             known, future.kept = future.kept, True
             line = future.worker
@@ -594,6 +610,8 @@ class Pool:
 
     def leave(self) -> None:
         """Disconnect without ending the session: it goes on for its lease, or for as long as others use it."""
+        if self._generation is not _generation:
+            return
         self.keeper.say({"do": "leave"})
         self.end(SessionClosedError("it was left"))
 
@@ -603,7 +621,7 @@ class Pool:
             if self.over is not None:
                 return
             self.over = error
-            left = [*self.queue, *self.keeper.withdraw()]
+            left = [*self.queue, *self._waiting, *self.keeper.withdraw()]
             for line in [*self.lines.values(), *self.limbo.values()]:
                 left += line.inflight.values()
                 line.inflight.clear()

@@ -217,13 +217,19 @@ def _unpickle(head: Any, buffers: Any) -> Any:
 
 
 def outcome_of(future: Future) -> parcels.Parcel:
-    """Return the value of a call that has ended, as it has arrived, or written down again where it has been read."""
-    if future.parcel is not None:
-        return future.parcel
+    """Return the value of a call that has ended, as it has arrived, or written down again where it has been read.
+
+    Raises SerializationError where it was changed after that, and cannot travel any more.
+    """
+    parcel = future.parcel
+    if parcel is not None:
+        return parcel
     assert future.outcome is not None
-    codec = future.definition.codec
-    if codec == "json":
-        return parcels.Parcel(parcels.JSON, to_json(future.outcome[0], "result"))
+    if future.definition is not None and future.definition.codec == "json":
+        try:
+            return parcels.Parcel(parcels.JSON, to_json(future.outcome[0], "result"))
+        except NotSerializable as error:  # whoever read it has changed it
+            raise SerializationError(f"{payload.CANNOT_SERIALIZE} {error}") from None
     head, buffers = _pickled(future.outcome[0], [], "result")
     if not buffers:
         return parcels.Parcel(parcels.PICKLE, head)

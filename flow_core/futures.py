@@ -128,10 +128,13 @@ class Future:
             self._wait(timeout)
         if self.error is not None:
             raise self.error
-        if self.outcome is None:
-            assert self.parcel is not None
-            self.outcome = (self.runs.decode(self, self.parcel),)
-            self.parcel = None
+        parcel = self.parcel
+        if parcel is not None:  # several threads may read it at once, and get the same
+            outcome = (self.runs.decode(self, parcel),)
+            with self.runs.lock:
+                if self.outcome is None:
+                    self.outcome, self.parcel = outcome, None
+        assert self.outcome is not None
         return self.outcome[0]
 
     def get(self, timeout: float | None = None) -> Any:

@@ -57,7 +57,7 @@ class Keeper:
         self._wanted = pool.spec.workers if pool.spec.min_workers is None else pool.spec.min_workers
         self._later: list[tuple[float, int, Future]] = []
         self._unstored: list[Future] = []
-        self._dropped: list[Future] = []
+        self._dropped: list[tuple[Future, FlowError | None]] = []
         self._answers: dict[int, bytes] = {}
         self._early: dict[int, dict[str, Any]] = {}  # deaths of workers that we were connecting to, by stream
         self._numbers = itertools.count(1)
@@ -96,9 +96,9 @@ class Keeper:
         self._later.clear()
         return left
 
-    def drop(self, future: Future) -> None:
-        """End a call that was cancelled and has come back from its worker unbegun. Under the pool's lock."""
-        self._dropped.append(future)
+    def drop(self, future: Future, error: FlowError | None = None) -> None:
+        """End a call that is on no line: with an error, or as one that came back cancelled. Under the pool's lock."""
+        self._dropped.append((future, error))
         self.stir()
 
     def store(self, future: Future) -> None:
@@ -114,6 +114,7 @@ class Keeper:
 
     def say(self, message: dict[str, Any], *, number: int = 0, blob: bytes | None = None) -> None:
         """Tell the supervisor something, if it is there."""
+        self.pool.check_process()
         with self.pool.lock:
             if self.control is not None:
                 data = b"" if blob is None else wire.frame(wire.BLOB, number, blob)
@@ -312,13 +313,16 @@ class Keeper:
         """End calls that came back cancelled; write down outcomes that others may ask for."""
         pool = self.pool
         while self._dropped:
-            future = self._dropped.pop()
+            future, error = self._dropped.pop()
             text = f"the call {future.name!r} was cancelled before it started"
-            pool.finish(future, CallCancelledError(text, task_id=pool.task_id))
+            pool.finish(future, error or CallCancelledError(text, task_id=pool.task_id))
         while self._unstored:
             future = self._unstored.pop()
             number = next(self._numbers)
-            blob = encoding.outcome_file(future)
+            try:
+                blob = encoding.outcome_file(future)
+            except FlowError as error:  # it was changed here, and cannot travel any more
+                blob = payload.encode_error(error)
             self.say({"do": "store", "name": self.call_name(future)}, number=number, blob=blob)
 
     def _tidy(self) -> None:
@@ -388,11 +392,12 @@ class Keeper:
                 self.say({"do": "dismiss", "worker": index})
             pool.end(SessionClosedError("it was closed here"))
             return
-        if self.control is not None:
+        connected = self.control is not None
+        if connected:
             self.say({"do": "close"})
-        else:
+        pool.end(SessionClosedError("it was closed here"))  # first, or the calls hear of a cancelled task
+        if not connected:
             pool.flow.cancel([pool.task_id])
-        pool.end(SessionClosedError("it was closed here"))
         try:
             pool.task.wait(timeout=_CLOSE_S)
         except FlowError:

@@ -110,13 +110,17 @@ class Arena:
 
 
 class Mapped:
-    """A segment of the other side's, mapped here. Its descriptor is kept for handing the segment on."""
+    """A segment of the other side's, mapped here. Its descriptor is kept for handing the segment on.
+
+    One that is handed on (its number has the highest bit) is read by others too: what is written here stays here.
+    """
 
     def __init__(self, number: int, fd: int) -> None:
         self.number = number
         self.fd = fd
         _closing(self, fd)
-        self.memory = mmap.mmap(fd, os.fstat(fd).st_size)
+        access = mmap.ACCESS_COPY if number >> 63 else mmap.ACCESS_WRITE
+        self.memory = mmap.mmap(fd, os.fstat(fd).st_size, access=access)
 
 
 class Loan:

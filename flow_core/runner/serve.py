@@ -294,7 +294,7 @@ class Supervisor:
             process.killed_for.pop((stream, number), None)  # an attempt before this one
             when = time.monotonic() + seconds
             if when == when:  # not a number is neither early nor late, and would hide all timers behind it
-                self._at(when, process, stream, number, begun, "timeout")
+                self._at(when, process, (stream, number, begun), "timeout")
         if "left" in message:
             process.streams.pop(message["left"], None)
             if process.dedicated and not process.streams:
@@ -302,10 +302,8 @@ class Supervisor:
 
     # -- time
 
-    def _at(
-        self, when: float, process: crew.Process, stream: int, number: int, begun: int, what: str
-    ) -> None:
-        heapq.heappush(self.timers, (when, process.index, process.pid, stream, number, begun, what))
+    def _at(self, when: float, process: crew.Process, attempt: tuple[int, int, int], what: str) -> None:
+        heapq.heappush(self.timers, (when, process.index, process.pid, *attempt, what))
 
     def _interrupt(self, index: int, stream: int, number: int, why: str, begun: int = 0) -> None:
         """Stop a call; with `begun` only this attempt of it, which another one may follow."""
@@ -314,7 +312,7 @@ class Supervisor:
             return
         process.interrupt(stream, number, why, begun)
         process.killed_for[stream, number] = why
-        self._at(time.monotonic() + float(self.config["grace_s"]), process, stream, number, begun, "kill")
+        self._at(time.monotonic() + float(self.config["grace_s"]), process, (stream, number, begun), "kill")
 
     def _fire(self, now: float) -> None:
         while self.timers and self.timers[0][0] <= now:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -14,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flow_core import Flow
 from flow_core.definitions import CallOptions, Retries
-from flow_core.errors import CallCancelledError, FlowError
-from flow_core.futures import Future, Stream, get
+from flow_core.errors import CallCancelledError, FlowError, SerializationError, SessionClosedError
+from flow_core.futures import DONE, Future, Stream, get
 from flow_core.links import Door
 from flow_core.runner import wire
 from flow_core.runner.ahead import Chunk
@@ -282,3 +284,132 @@ def test_the_failure_of_an_attempt_is_no_outcome_to_others(
     assert not elsewhere.done()
     go.touch()
     assert future.result(20) == elsewhere.result(20) == "second"
+
+
+# -- values
+
+
+def test_what_a_call_does_to_its_input_stays_with_that_call(opened: Opener) -> None:
+    def spoil(array: Any) -> float:
+        total = float(array.sum())
+        array[:] = 0
+        return total
+
+    pool = opened(1)
+    big = pool.submit(sent(lambda: np.ones(300_000)))
+    big.wait(20)
+    spoiling = sent(spoil)
+    assert get([pool.submit(spoiling, (big,)) for _ in range(3)], 20) == [300_000.0] * 3
+    assert float(big.result(20).sum()) == 300_000.0
+
+
+def test_a_value_that_was_made_unfit_to_travel_fails_the_call_that_wants_it_and_no_other(
+    opened: Opener,
+) -> None:
+    pool = opened(1)
+    making, taking = sent(list), sent(len)
+    spoilt = pool.submit(making)
+    spoilt.result(20).append(threading.Lock())
+    waiting = pool.submit(taking, (spoilt,))
+    assert isinstance(waiting.exception(20), SerializationError)
+    assert pool.submit(sent(add), (1,)).result(20) == 2
+    eventually(lambda: pool.open_calls == 0)
+
+
+def test_a_value_that_was_made_unfit_to_be_kept_ends_no_session(opened: Opener) -> None:
+    pool = opened(1)
+    spoilt = pool.submit(sent(list))
+    spoilt.result(20).append(threading.Lock())
+    assert spoilt.id
+    eventually(lambda: not pool.keeper._unstored)
+    assert pool.submit(sent(add), (1,)).result(20) == 2
+    assert pool.over is None
+
+
+def test_threads_that_ask_at_once_get_the_same_object() -> None:
+    class Runs:
+        task_id = "none"
+        lock = threading.RLock()
+        both = threading.Barrier(2, timeout=20)
+
+        def decode(self, _future: Future, _parcel: Any) -> Any:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                self.both.wait()
+            return object()
+
+    future = Future(Runs())  # type: ignore[arg-type]
+    future.state, future.parcel = DONE, object()  # type: ignore[assignment]
+    got: list[Any] = []
+    threads = [threading.Thread(target=lambda: got.append(future.result())) for _ in range(2)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join(20)
+    assert len(got) == 2 and got[0] is got[1]
+
+
+# -- ends
+
+
+def test_a_call_whose_input_comes_from_elsewhere_ends_with_its_session(
+    flow: Flow, opened: Opener, tmp_path: Path
+) -> None:
+    there, here = opened(1), opened(1)
+    producer = there.submit(sent(wait_for), (str(tmp_path / "go"),))
+    waiting = here.submit(sent(len), (producer,))
+    here.close()
+    assert isinstance(waiting.exception(5), CallCancelledError)
+    (tmp_path / "go").touch()
+    producer.result(20)
+
+
+def test_a_failed_input_of_a_class_that_cannot_be_copied_fails_its_dependents(opened: Opener) -> None:
+    class Odd(Exception):
+        def __init__(self, *, code: int) -> None:
+            super().__init__("odd")
+            self.code = code
+
+    def fail(path: str) -> None:
+        while not os.path.exists(path):
+            time.sleep(0.005)
+        raise Odd(code=3)
+
+    pool = opened(2)
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        producer = pool.submit(sent(fail), (f"{folder}/go",))
+        waiting = pool.submit(sent(len), (producer,))
+        open(f"{folder}/go", "w").close()
+        assert waiting.exception(20) is not None
+
+
+def test_a_child_that_was_forked_does_not_read_its_parents_answers(opened: Opener, tmp_path: Path) -> None:
+    pool, go = opened(1), tmp_path / "go"
+    pending = pool.submit(sent(wait_for), (str(go),))
+    eventually(lambda: pending.status == "running")
+    child = os.fork()
+    if child == 0:
+        try:
+            pending.result(0.1)
+        except SessionClosedError as error:
+            os._exit(0 if "forked" in str(error) else 2)
+        except BaseException:
+            os._exit(3)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    go.touch()
+    assert pending.result(20) == str(go)
+
+
+def test_a_child_that_was_forked_cannot_take_leave_for_its_parent(opened: Opener) -> None:
+    pool = opened(1)
+    assert pool.submit(sent(add), (1,)).result(20) == 2
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            pool.leave()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert pool.submit(sent(add), (2,)).result(20) == 3
+    assert pool.over is None
