@@ -133,11 +133,11 @@ def test_a_wait_for_thousands_of_tasks_returns_all_of_them() -> None:
 
 def test_a_failure_reads_no_more_of_an_endless_line_than_a_person_would() -> None:
     class Counting(FakeProvider):
-        read = 0
+        seen_bytes = 0
 
         def read_log(self, task_id: str, *, node: int = 0, offset: int = 0, limit: int = 65536) -> LogChunk:
             chunk = super().read_log(task_id, node=node, offset=offset, limit=limit)
-            self.read += len(chunk.data)
+            self.seen_bytes += len(chunk.data)
             return chunk
 
     fake = Counting()
@@ -146,7 +146,7 @@ def test_a_failure_reads_no_more_of_an_endless_line_than_a_person_would() -> Non
     fake.logs[one] = b"x" * 20_000_000
     fake.set(one, TaskStatus.FAILED, reason="exit")
     assert engine.failure(fake.tasks[one]).log_tail
-    assert fake.read <= 1_000_000
+    assert fake.seen_bytes <= 1_000_000
 
 
 def test_interrupts_at_any_moment_do_not_stop_later_waits() -> None:
@@ -245,7 +245,7 @@ class Rings:
 def test_a_wait_that_hears_of_an_end_asks_at_once_and_hears_no_more_afterwards() -> None:
     fake, bell = FakeProvider(), Rings()
     fake.poll_interval_s = 3600.0  # type: ignore[misc]
-    fake.bell = lambda _ids: bell  # type: ignore[method-assign]
+    fake.bell = lambda task_ids: bell  # type: ignore[method-assign]
     engine = Engine(fake)
     one = engine.submit(SPEC, key="k")
     fake.calls.clear()
