@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flow_core.futures import Future
 
 _HANDSHAKE_S = 15.0
-_READ_BYTES = 256 * 1024
+_READ_BYTES = 64 * 1024  # more than that, and the C library maps the buffer anew for every read
 
 
 class Door:

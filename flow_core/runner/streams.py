@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-_READ_BYTES = 256 * 1024
+_READ_BYTES = 64 * 1024  # more than that, and the C library maps the buffer anew for every read
 
 
 class Gone(Exception):
