@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import select
 import threading
 import time
 from collections import deque
@@ -324,33 +325,62 @@ class Pool:
 
     def hear(self, line: Line) -> None:
         """Work in what a worker has sent. Only in the thread that leads."""
+        self._flush(line)
+        due: Due = []
+        future: Future | None = None
+        try:
+            frames = line.read()
+            if frames is None:
+                self._lose(line)
+                return
+            with self.lock:
+                inflight = line.inflight
+                for frame in frames:
+                    if frame[0] != wire.RESULT:
+                        due += self._take_in(line, frame)
+                        continue
+                    _, codec, micros, number, body = frame
+                    future = inflight.pop(number, None)
+                    if future is not None:
+                        future.parcel = line.parcel(codec, body)
+                        self._settle(line, future, micros)
+                        for function in ending(future, DONE):
+                            due.append((function, future))
+                if line.returned:
+                    line.give_back()
+                self.fill(line)
+        except BaseException:  # Ctrl-C, no descriptor left: what was read is lost, and the place in the stream
+            self._tear(line, future)
+            call_back(due)
+            raise
+        if due:
+            call_back(due)
+
+    def _flush(self, line: Line) -> None:
         if line.crowded:
             with self.lock:
                 if line.flush():
                     self.leader.expect(line.fd, room=False)
-        frames = line.read()
-        if frames is None:
-            self._lose(line)
-            return
-        due: Due = []
+
+    def _tear(self, line: Line, future: Future | None) -> None:
+        """Give up a connection in the middle; nobody knows how its calls have ended, `future` the last of them."""
         with self.lock:
-            inflight = line.inflight
-            for frame in frames:
-                if frame[0] != wire.RESULT:
-                    due += self._take_in(line, frame)
-                    continue
-                _, codec, micros, number, body = frame
-                future = inflight.pop(number, None)
-                if future is not None:
-                    future.parcel = line.parcel(codec, body)
-                    self._settle(line, future, micros)
-                    for function in ending(future, DONE):
-                        due.append((function, future))
-            if line.returned:
-                line.give_back()
-            self.fill(line)
-        if due:
-            call_back(due)
+            if future is not None and future.state < DONE:
+                self.open_calls += future.body is None  # it is off the books already
+                line.inflight.setdefault(future.number, future)
+        if self.lines.get(line.index) is line:
+            self._lose(line)
+            self.bury(line, {})
+
+    def hear_out(self, line: Line) -> None:
+        """Read the last words of a worker that is gone, whoever else may hold its end of the connection."""
+        poll = select.poll()
+        poll.register(line.fd, select.POLLIN)
+        while self.lines.get(line.index) is line:
+            if poll.poll(0):
+                self.hear(line)
+            else:
+                self._lose(line)
 
     def _settle(self, line: Line, future: Future, micros: int) -> None:
         """Take a call that has ended off the books. Under the lock."""
@@ -482,7 +512,7 @@ class Pool:
             line.inflight.clear()
             lost = [one for one in calls if self.ordered or _was_running(one, line, report)]
             rest = [one for one in calls if one not in lost]
-            kept = {segment.number for one in calls for segment in one.body.segments}
+            kept = {segment.number for one in calls if one.body for segment in one.body.segments}
             self._requeue(line, rest)
             for number in line.lent - kept:
                 if self.arena is not None:

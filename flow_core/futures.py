@@ -330,9 +330,14 @@ def _call_back(function: Callable[[Future], object], future: Future) -> None:
 
 
 def call_back(due: Iterable[tuple[Callable[[Future], object], Future]]) -> None:
-    """Run callbacks; what they raise is logged."""
-    for function, future in due:
-        _call_back(function, future)
+    """Run callbacks; what they raise is logged, but for what ends a program, which is raised when all have run."""
+    left = iter(due)
+    try:
+        for function, future in left:
+            _call_back(function, future)
+    except BaseException:
+        call_back(left)
+        raise
 
 
 # -- several futures

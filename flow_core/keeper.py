@@ -54,6 +54,9 @@ class Keeper:
         self.control: Connection | None = None
         self._bell = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"flow-{pool.task_id}", daemon=True)
+        self._heart = threading.Thread(target=self._beat, name=f"flow-lease-{pool.task_id}", daemon=True)
+        self._pulse = min(1.0, pool.spec.lease_s / 4)
+        self._ended = threading.Event()
         self._wanted = pool.spec.workers if pool.spec.min_workers is None else pool.spec.min_workers
         self._later: list[tuple[float, int, Future]] = []
         self._unstored: list[Future] = []
@@ -69,9 +72,16 @@ class Keeper:
     def start(self) -> None:
         """Begin."""
         self._thread.start()
+        self._heart.start()
+
+    def _beat(self) -> None:
+        """Renew the lease: in a thread of its own, since the keeper's may be in a user's callback."""
+        while not self._ended.wait(self._pulse):
+            self.say({"do": "ping"})
 
     def connections(self) -> list[Connection]:
-        """Give up the control connection; return it, if there was one."""
+        """Give up the lease and the control connection; return it, if there was one."""
+        self._ended.set()
         control, self.control = self.control, None
         return [] if control is None else [control]
 
@@ -163,24 +173,28 @@ class Keeper:
     def _take_in(self, message: dict[str, Any]) -> None:
         if message.get("event") == "ending":
             self._ending = message["reason"]
-        if message.get("event") != "gone":
+        if message.get("event") not in ("gone", "left"):
             return
+        # Of a worker that hung up and lives nobody knows what it has done.
+        report = message if message["event"] == "gone" else {}
         for stream in message["streams"]:
             with self.pool.lock:
                 line = self.pool.limbo.get(stream)
-                if line is None:
-                    self._note_death(stream, message)
+                alive = None if line is not None else self._note_death(stream, report)
             if line is not None:
-                self.pool.bury(line, message)
+                self.pool.bury(line, report)
+            elif alive is not None and alive.shares_memory:
+                self.pool.hear_out(alive)
         self.stir()
 
-    def _note_death(self, stream: int, report: dict[str, Any]) -> None:
+    def _note_death(self, stream: int, report: dict[str, Any]) -> Line | None:
         """Keep the news of a worker's death until its connection ends, or is there at all. Under the pool's lock."""
         line = next((one for one in self.pool.lines.values() if one.stream == stream), None)
         if line is None:
             self._early[stream] = report
         else:
             line.report = report
+        return line
 
     # -- the thread
 
@@ -205,14 +219,13 @@ class Keeper:
 
     def _keep(self) -> None:
         pool, leader = self.pool, self.pool.leader
-        pulse = min(1.0, pool.spec.lease_s / 4)
+        pulse = self._pulse
         last, beat, idle = -1, 0.0, 0
         while pool.over is None:
             now = time.monotonic()
             self._bell.clear()
             if now - beat >= pulse:
                 beat = now
-                self.say({"do": "ping"})
                 self._tidy()
             self._mend(now)
             unread = leader.leads == last  # nobody has read since the last look: then it is for us to do

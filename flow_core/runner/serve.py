@@ -296,7 +296,8 @@ class Supervisor:
             if when == when:  # not a number is neither early nor late, and would hide all timers behind it
                 self._at(when, process, (stream, number, begun), "timeout")
         if "left" in message:
-            process.streams.pop(message["left"], None)
+            name = process.streams.pop(message["left"], "")
+            self._tell(name, {"event": "left", "streams": [message["left"]]})
             if process.dedicated and not process.streams:
                 process.signal(signal.SIGKILL)  # its state was that client's
 
@@ -337,13 +338,16 @@ class Supervisor:
     def _bury_the_dead(self) -> None:
         for message in self.crew.reap():
             for name in message.pop("clients"):
-                client = self.clients.get(name)
-                if client is not None:
-                    try:
-                        client.say(message)
-                        self._expect(client)
-                    except OSError:
-                        self._lose(client)
+                self._tell(name, message)
+
+    def _tell(self, name: str, message: dict[str, Any]) -> None:
+        client = self.clients.get(name)
+        if client is not None:
+            try:
+                client.say(message)
+                self._expect(client)
+            except OSError:
+                self._lose(client)
 
     def _look_around(self, now: float) -> None:
         """Notice who has been silent for too long, and whether anything is still wanted."""

@@ -332,6 +332,7 @@ class Worker:
         stream, number, codec = call.stream, call.number, call.definition.codec
         self.ahead.give_back()
         for value in load.iterated(made):
+            self.current = None  # an interrupt while a frame is sent or read would tear it
             stream.answer(
                 wire.ITEM, number, *self._encoded(stream, codec, value, "the value that was yielded")
             )
@@ -339,10 +340,13 @@ class Worker:
             self.ahead.running = False  # while it waits, this thread reads itself
             while stream.credit[number] <= 0:
                 self._read(_CREDIT_MS)
-                if stream.connection.fileno() < 0:
+                if stream.connection.fileno() < 0 or call.key in self.unwanted:
                     raise Interrupted
                 self.ahead.give_back()
             self.ahead.running = True
+            self.current = call.key
+            if call.key in self.unwanted:
+                raise Interrupted
         stream.credit.pop(number, None)
 
     # -- answering

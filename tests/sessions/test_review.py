@@ -17,7 +17,13 @@ import pytest
 
 from flow_core import Flow
 from flow_core.definitions import CallOptions, Retries
-from flow_core.errors import CallCancelledError, FlowError, SerializationError, SessionClosedError
+from flow_core.errors import (
+    CallCancelledError,
+    FlowError,
+    SerializationError,
+    SessionClosedError,
+    WorkerDiedError,
+)
 from flow_core.futures import DONE, Future, Stream, get
 from flow_core.links import Door
 from flow_core.runner import wire
@@ -413,3 +419,88 @@ def test_a_child_that_was_forked_cannot_take_leave_for_its_parent(opened: Opener
     os.waitpid(child, 0)
     assert pool.submit(sent(add), (2,)).result(20) == 3
     assert pool.over is None
+
+
+def test_a_callback_that_takes_its_time_does_not_cost_the_lease(opened: Opener) -> None:
+    pool = opened(1, lease_s=0.5)
+    assert pool.submit(sent(add), (1,)).result(20) == 2
+    done, deadline = threading.Event(), time.monotonic() + 2.5
+
+    def slow(_: Future) -> None:
+        while time.monotonic() < deadline:
+            time.sleep(0.05)
+        done.set()
+
+    pool.submit(sent(time.sleep), (0.05,)).add_done_callback(slow)
+    assert done.wait(20)
+    assert pool.submit(sent(add), (2,)).result(20) == 3
+    assert pool.over is None
+
+
+def test_a_process_that_a_dead_worker_left_behind_hides_its_death_from_nobody(
+    opened: Opener, tmp_path: Path
+) -> None:
+    def leave_one_and_die(path: str) -> None:
+        if os.fork() == 0:
+            os.setsid()
+            with open(path + ".new", "w") as file:
+                file.write(str(os.getpid()))
+            os.rename(path + ".new", path)
+            time.sleep(60)
+            os._exit(0)
+        while not os.path.exists(path):
+            time.sleep(0.005)
+        os._exit(7)
+
+    pool, path = opened(1), tmp_path / "left"
+    future = pool.submit(sent(leave_one_and_die), (str(path),))
+    try:
+        assert getattr(future.exception(20), "exit_code", None) == 7
+        assert pool.submit(sent(add), (2,)).result(20) == 3
+    finally:
+        os.kill(int(path.read_text()), 9)
+
+
+def test_a_call_that_is_cancelled_while_its_value_is_sent_tears_nothing(opened: Opener) -> None:
+    def many() -> Any:
+        while True:
+            yield b"x" * 100_000
+
+    pool = opened(1)
+    pid = pool.submit(sent(os.getpid)).result(20)
+    with pool.lock:  # nobody reads, so the worker waits in the middle of a value
+        stream = pool.submit(sent(many))
+
+        def stuck() -> bool:
+            wchan = Path(f"/proc/{pid}/wchan").read_text()
+            return "sock" in wchan or "unix" in wchan
+
+        eventually(stuck)
+        assert stream.cancel()
+        time.sleep(0.1)
+    assert pool.submit(sent(add), (1,)).result(20) == 2
+    assert isinstance(stream.exception(20), CallCancelledError)
+
+
+def test_an_interrupt_in_the_middle_of_reading_leaves_no_call_without_an_end(opened: Opener) -> None:
+    pool = opened(1)
+    assert pool.submit(sent(add), (1,)).result(20) == 2
+    line, hear = pool.lines[0], pool.lines[0].frames.cut
+    done: list[int] = []
+
+    def interrupted(data: bytes) -> Any:
+        if not done and threading.current_thread() is threading.main_thread():
+            done.append(1)
+            raise KeyboardInterrupt
+        return hear(data)
+
+    line.frames.cut = interrupted  # type: ignore[method-assign]
+    adding = sent(add)
+    future = pool.submit(adding, (0,))
+    while not done:
+        future = pool.submit(adding, (1,))
+        with contextlib.suppress(KeyboardInterrupt):
+            future.result(20)
+    assert isinstance(future.exception(20), WorkerDiedError)
+    assert pool.submit(adding, (2,)).result(20) == 3
+    assert pool.open_calls == 0
