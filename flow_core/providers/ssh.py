@@ -48,7 +48,7 @@ from flow_core.providers.ssh_places import (
     told,
 )
 from flow_core.providers.ssh_shell import SSHSessions, SSHShell
-from flow_core.providers.transport import BlobsMissing, fetch_file, send_blob
+from flow_core.providers.transport import BlobsMissing, fetch_file, send_archive, send_blob
 from flow_core.runner.inventory import UNBUFFERED
 from flow_core.runner.notes import UNSTARTED_S
 
@@ -231,7 +231,11 @@ class SSHProvider(Provider):
                 if last:
                     raise
                 for sha in host.call("missing_blobs", shas=[*blobs]):
-                    send_blob(host.transport, host.home, sha, blobs[sha])
+                    source = blobs[sha]
+                    if isinstance(source, Path):
+                        send_archive(host.transport, host.home, sha, source)
+                    else:
+                        send_blob(host.transport, host.home, sha, source)
 
     def _job(self, spec: TaskSpec, task_id: str, placement: Placement, host: Host) -> Job:
         hello, parsed = host.hello, TaskId.parse(task_id)

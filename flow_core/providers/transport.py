@@ -7,6 +7,7 @@ ours. Every call has a deadline. Nothing here knows what a task is.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import secrets
@@ -19,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from flow_core.errors import FlowError, ProviderError, ProviderUnavailable
+from flow_core import archive
+from flow_core.errors import FlowError, ProviderError, ProviderUnavailable, ValidationError
 from flow_core.providers import folder as folders
 from flow_core.runner import agent, frames, slurm_tools
 from flow_core.runner.agent import Answer
@@ -628,6 +630,40 @@ def send_blob(transport: Transport, home: str, sha: str, source: Path | bytes) -
     finally:
         if file is not None:
             file.close()
+
+
+def send_archive(transport: Transport, home: str, sha: str, path: Path) -> None:
+    """Store an archive on the machine under its SHA-256: of one whose tree it has seen before, the parts that changed.
+
+    Raises ProviderUnavailable, ValidationError.
+    """
+    parts = archive.parts_of(path)
+    if parts is None:
+        send_blob(transport, home, sha, path)
+        return
+    order = {"home": home, "sha": sha, "parts": parts}
+    missing = set(transport.call("missing_parts", {"home": home, "parts": parts}).value)
+    if sum(size for part, size in parts if part in missing) < 0.7 * path.stat().st_size:
+        patch = _cut_out(path, parts, missing)
+        name = hashlib.sha256(patch).hexdigest()
+        send_blob(transport, home, name, patch)
+        with contextlib.suppress(ValidationError):  # something there was changed or swept: it is sent whole
+            transport.call("join_blob", {**order, "patch": name}, deadline_s=60.0)
+            return
+    send_blob(transport, home, sha, path)
+    transport.call("join_blob", {**order, "patch": sha})
+
+
+def _cut_out(path: Path, parts: Sequence[tuple[str, int]], wanted: set[str]) -> bytes:
+    """Return the wanted parts of a file, each once, one after the other."""
+    left, pieces = set(wanted), []
+    with open(path, "rb") as file:
+        for part, size in parts:
+            data = file.read(size)
+            if part in left:
+                left.discard(part)
+                pieces.append(data)
+    return b"".join(pieces)
 
 
 def _next_piece(limit: int, took_s: float) -> int:

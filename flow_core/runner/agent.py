@@ -16,7 +16,7 @@ import tempfile
 import threading
 from typing import Any, Callable, NamedTuple
 
-from . import bell, cluster, frames, inventory, machine, notes, proc, slurm_look, slurm_tools
+from . import bell, blobs, cluster, frames, inventory, machine, notes, proc, slurm_look, slurm_tools
 from .machine import Refused
 
 #: A client asks for a sign of life far more often; one that is silent for so long is gone and nobody told us.
@@ -233,6 +233,8 @@ VERBS: dict[str, Callable[..., Any]] = {
     "launch": machine.launch,
     "missing_blobs": machine.missing_blobs,
     "keep_blob": machine.keep_blob,
+    "missing_parts": blobs.missing_parts,
+    "join_blob": blobs.join_blob,
     "find": machine.find,
     "find_many": machine.find_many,
     "attempts": machine.attempts,

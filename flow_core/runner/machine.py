@@ -179,7 +179,7 @@ def _appear(draft: str, target: str) -> bool:
 def _put(home: str, draft: str, file: dict[str, Any]) -> None:
     target = os.path.join(draft, inside(file["name"]))
     private(os.path.dirname(target))
-    source = file.get("path") or (_blob(home, file["blob"]) if "blob" in file else None)
+    source = file.get("path") or (blob_path(home, file["blob"]) if "blob" in file else None)
     if source is None:
         _write(target, file["data"], file.get("mode", 0o600))
         return
@@ -296,7 +296,8 @@ def begins_as_its_runner(job: dict[str, Any]) -> bool:
 # -- blobs
 
 
-def _blob(home: str, sha: str) -> str:
+def blob_path(home: str, sha: str) -> str:
+    """Return where a blob is kept. Raises Refused (invalid) for what is no SHA-256."""
     if len(sha) != 64 or not set(sha) <= set("0123456789abcdef"):
         raise Refused("invalid", f"{sha!r} is not a SHA-256")
     return os.path.join(home, "blobs", sha)
@@ -307,7 +308,7 @@ def missing_blobs(home: str, shas: list[str]) -> list[str]:
     absent = []
     for sha in shas:
         try:
-            os.utime(_blob(home, sha))
+            os.utime(blob_path(home, sha))
         except FileNotFoundError:
             absent.append(sha)
     return absent
@@ -318,7 +319,7 @@ def keep_blob(home: str, sha: str, *, draft: str, offset: int, total: int, data:
 
     `draft` is the sender's own name for this transfer. Raises Refused (invalid) when the content is another one.
     """
-    target = _blob(home, sha)
+    target = blob_path(home, sha)
     private(os.path.dirname(target))
     path = os.path.join(os.path.dirname(target), ".new-" + inside(draft).replace("/", "_"))
     fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)

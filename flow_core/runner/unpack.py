@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import tarfile
 import zlib
@@ -33,7 +34,7 @@ def extract(archive: str, into: str) -> None:
                     _file(packed, member, _folder(root, parts[:-1]), parts[-1])
                 else:
                     raise BadArchive(f"{member.name!r} is neither a file, a folder nor a symbolic link")
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BadArchive(f"{archive} is damaged: {error}") from error
     for member in links:
         _link(root, member)

@@ -11,11 +11,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flow_core import Flow, Task, TaskStatus
 from flow_core.errors import ConfigError, ProviderUnavailable, SpecRejected
+from flow_core.providers.transport import AgentClient
 from tests.infra.lab import until
 from tests.infra.ssh import Machine, Machines
 from tests.ssh.conftest import MakeFlow
@@ -272,9 +274,44 @@ def test_code_travels_once_per_content_and_host(
         task.wait(30)
     assert len({task.logs() for task in tasks}) == 1 and len(tasks[0].logs()) > 40
     listing = ssh_machines["h1"].run(
-        f"cd ~/{tmp_path.name}/h1; ls blobs | wc -l; stat -c %h blobs/* tasks/*/1/code.tar.gz"
+        f"cd ~/{tmp_path.name}/h1; ls blobs | grep -vc parts; stat -c %h blobs/*[!s] tasks/*/1/code.tar.gz"
     )
     assert listing.split() == ["1", "4", "4", "4", "4"], "one blob, and hard links to it"
+
+
+def test_of_a_changed_tree_only_the_changes_travel(
+    flow_on: MakeFlow, ssh_machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = flow_on("h1")
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for number in range(100):
+        (tree / f"module_{number}").write_bytes(os.urandom(30_000))
+    total = "cat module_* | sha1sum"
+    flow.run(total, code_root=tree).wait(30)
+    (tree / "module_50").write_bytes(os.urandom(30_000))
+    sent: list[int] = []
+    call = AgentClient.call
+
+    def counted(self: AgentClient, verb: str, *args: Any, data: bytes = b"", **more: Any) -> Any:
+        sent.append(len(data))
+        return call(self, verb, *args, data=data, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AgentClient, "call", counted)
+        task = flow.run(total, code_root=tree)
+    task.wait(30)
+    whole = b"".join((tree / name).read_bytes() for name in sorted(os.listdir(tree)))
+    assert task.logs() == f"{hashlib.sha1(whole).hexdigest()}  -\n"
+    assert 30_000 < sum(sent) < 1_500_000, "of 3 MB"
+
+    # A task may change what it was given, which is the same file as the blob: then all of it is sent again.
+    ssh_machines["h1"].run(f"for b in ~/{tmp_path.name}/h1/blobs/*; do echo harm >> $b; done")
+    (tree / "module_51").write_bytes(os.urandom(30_000))
+    task = flow.run(total, code_root=tree)
+    task.wait(30)
+    whole = b"".join((tree / name).read_bytes() for name in sorted(os.listdir(tree)))
+    assert task.logs() == f"{hashlib.sha1(whole).hexdigest()}  -\n"
 
 
 def test_a_large_file_comes_back_whole(flow_on: MakeFlow, ssh_machines: Machines, tmp_path: Path) -> None:
