@@ -18,7 +18,9 @@ _MAX_INT_BITS = (
     14_284  # an int with more may have over 4300 digits, the most that Python reads back by default
 )
 _PLAIN: frozenset[type] = frozenset((str, bool, type(None)))
-_NUMBERS: frozenset[type] = frozenset((int, float))
+_TRUSTED: frozenset[type] = _PLAIN | {int, float}
+_in_c: dict[str, Any] = {}
+"""The encoder and the scanner, made when needed: `import json` takes as long as starting Python, it loads `re`."""
 
 
 class NotSerializable(TypeError):
@@ -35,7 +37,9 @@ def to_json(value: Any, name: str, limit_bytes: int = JSON_LIMIT_BYTES) -> bytes
     Raises NotSerializable with the path from `name` to the first thing that JSON has no form for, or that would
     silently change (keys that are no strings, nan, infinity); TooLarge above `limit_bytes`.
     """
-    _check(value, name, limit_bytes, _PLAIN | _NUMBERS)
+    kind = type(value)  # what most calls take and return is told at a glance
+    if kind not in _TRUSTED and not (kind is list and _TRUSTED.issuperset(map(type, value))):
+        _check(value, name, limit_bytes, _TRUSTED)
     try:
         data = encode(value).encode("ascii")
     except (TypeError, ValueError, RecursionError):
@@ -49,19 +53,27 @@ def to_json(value: Any, name: str, limit_bytes: int = JSON_LIMIT_BYTES) -> bytes
 def from_json(data: bytes) -> Any:
     """Return the value that `to_json` wrote. Raises ValueError for anything else."""
     text = data.decode("ascii")
+    scan = _in_c.get("scan") or _scanner()
     try:
-        from _json import make_scanner  # `import json` takes as long as starting Python: it loads `re`
-    except ImportError:
-        import json
-
-        return json.loads(text)
-    try:
-        value, end = make_scanner(_Scanner())(text, 0)  # type: ignore[arg-type]  # typed as one of its own
+        value, end = scan(text, 0)
     except StopIteration:
         raise ValueError("no JSON at its beginning") from None
     if end != len(text):
         raise ValueError(f"more than one JSON value: the first one ends at {end} of {len(text)}")
     return value
+
+
+def _scanner() -> Any:
+    try:
+        from _json import make_scanner
+    except ImportError:
+        import json
+
+        scan: Any = json.JSONDecoder().raw_decode
+    else:
+        scan = make_scanner(_Scanner())  # type: ignore[arg-type]  # typed as one of its own
+    _in_c["scan"] = scan
+    return scan
 
 
 class _Scanner:
@@ -79,16 +91,26 @@ class _Scanner:
 
 def encode(value: Any) -> str:
     """Return `value`, which consists of what JSON has, as text in ASCII. Raises TypeError or ValueError elsewhere."""
+    return "".join((_in_c.get("encode") or _encoder())(value, 0))
+
+
+def _encoder() -> Any:
     try:
         from _json import encode_basestring_ascii, make_encoder
 
-        # markers, default, encoder, indent, key separator, item separator, sort_keys, skipkeys, allow_nan
-        encoder = make_encoder({}, _refuse, encode_basestring_ascii, None, ":", ",", False, False, False)
+        # markers (nothing contains itself: that is looked for before), default, encoder, indent, key separator,
+        # item separator, sort_keys, skipkeys, allow_nan
+        encoder: Any = make_encoder(
+            None, _refuse, encode_basestring_ascii, None, ":", ",", False, False, False
+        )
     except (ImportError, TypeError):
         import json
 
-        return json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return "".join(encoder(value, 0))
+        def encoder(value: Any, _: int) -> str:
+            return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+    _in_c["encode"] = encoder
+    return encoder
 
 
 def _refuse(value: object) -> NoReturn:
