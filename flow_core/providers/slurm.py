@@ -196,8 +196,11 @@ class SlurmProvider(Provider):
 
     def poll(self, task_ids: Collection[str]) -> Mapping[str, Snapshot]:
         unique = [*dict.fromkeys(task_ids)]
-        unheard = None if self._queue_is_old() else self._unheard(unique)
-        answer = self.site.slurm("slurm_look", tools=2, home=self.site.home, task_ids=unique, unheard=unheard)
+        # Whoever's turn it is asks for everybody: of many that are polled one by one, each would have its turn rarely.
+        turn = self._queue_is_old()
+        asked = [*dict.fromkeys([*unique, *self._live()])] if turn else unique
+        unheard = None if turn else self._unheard(unique)
+        answer = self.site.slurm("slurm_look", tools=2, home=self.site.home, task_ids=asked, unheard=unheard)
         tasks: Mapping[str, dict[str, Any] | None] = answer["tasks"]
         if answer["asked"]:
             self._note(tasks, answer["trouble"])
@@ -210,6 +213,11 @@ class SlurmProvider(Provider):
             if old:
                 self._asked_at = time.monotonic()
             return old
+
+    def _live(self) -> Sequence[str]:
+        """Return the tasks that the queue has told of, and that had not ended then."""
+        with self._lock:
+            return [*self._standing]
 
     def _unheard(self, task_ids: Sequence[str]) -> Sequence[str]:
         """Return the tasks of which the queue has never told: they cannot wait, unless it does not answer anyway."""

@@ -125,6 +125,25 @@ def test_a_killed_batch_shell_is_a_failure_and_leaves_no_process(bench: Bench) -
     assert bench.starts(task_id) == 1
 
 
+def test_an_end_is_seen_also_while_another_task_is_polled(bench: Bench) -> None:
+    """The queue is asked every 2 s for a whole process: not only for the task whose poll happens to be due."""
+    provider = bench.provider()
+    other, task_id = bench.start(provider, FOREVER), bench.start(provider, FOREVER)
+    bench.started(other)
+    job = bench.started(task_id)
+    provider.poll([task_id])
+    bench.cluster.kill_shell(job)
+
+    record = bench.folder / "home" / "tasks" / TaskId.parse(task_id).digest / "1" / "exit.json"
+
+    def written() -> bool:
+        provider.poll([other])
+        return record.exists()
+
+    until(written, "the record of a task that nobody polls")
+    assert provider.poll([task_id])[task_id].reason == "runner-died"
+
+
 def test_more_memory_than_asked_for_is_out_of_memory(bench: Bench) -> None:
     provider = bench.provider(memory="60M")
     eat = "python3 -c 'import time; x = bytearray(300_000_000); print(len(x), flush=True); time.sleep(1000)'"
