@@ -349,7 +349,8 @@ class Pool:
                 if line.returned:
                     line.give_back()
                 self.fill(line)
-        except BaseException:  # Ctrl-C, no descriptor left: what was read is lost, and the place in the stream
+        except BaseException:
+            # By Ctrl-C, or for want of a descriptor: what was read is lost, and with it the place in the stream.
             self._tear(line, future)
             call_back(due)
             raise

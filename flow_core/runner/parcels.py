@@ -64,27 +64,44 @@ class Segment:
 
 
 class Arena:
-    """The segments that one side of a stream owns: taken for one value, given back, used again. Thread-safe."""
+    """The segments that one side of a stream owns: taken for one value, given back, used again. Thread-safe.
 
-    def __init__(self) -> None:
+    At most `most` at a time: each costs two descriptors on either side, and a process may have few of them.
+    """
+
+    def __init__(self, most: int = 64) -> None:
+        self.most = most
         self._lock = threading.Lock()
         self._free: list[Segment] = []
         self._used: dict[int, Segment] = {}
         self._number = 0
         self.retired: list[int] = []
 
-    def take(self, size: int) -> Segment:
-        """Return a segment of at least `size` bytes that nobody uses."""
+    def take(self, size: int) -> Segment | None:
+        """Return a segment of at least `size` bytes that nobody uses; None where there is no room for one."""
         with self._lock:
             fitting = [one for one in self._free if size <= one.size <= 4 * size + LARGE_BYTES]
             if fitting:
                 segment = min(fitting, key=lambda one: one.size)
                 self._free.remove(segment)
+            elif len(self._used) >= self.most:
+                return None
             else:
+                if len(self._used) + len(self._free) >= self.most:
+                    self._retire()
                 self._number += 1
-                segment = Segment(self._number, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+                try:
+                    segment = Segment(self._number, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+                except OSError:  # no descriptor, or no memory to map
+                    return None
             self._used[segment.number] = segment
             return segment
+
+    def _retire(self) -> int:
+        oldest = self._free.pop(0)
+        self.retired.append(oldest.number)
+        oldest.close()
+        return oldest.size
 
     def give_back(self, number: int) -> None:
         """The other side uses the segment no more. Segments beyond what is worth keeping are retired."""
@@ -95,10 +112,7 @@ class Arena:
             self._free.append(segment)
             idle = sum(one.size for one in self._free)
             while idle > _IDLE_LIMIT_BYTES:
-                oldest = self._free.pop(0)
-                idle -= oldest.size
-                self.retired.append(oldest.number)
-                oldest.close()
+                idle -= self._retire()
 
     def close(self) -> None:
         """Give up all segments."""
@@ -185,12 +199,12 @@ def segments_of(body: Any) -> list[int]:
 def pack(
     codec: int, head: Any, buffers: Sequence[Any], arena: Arena | None
 ) -> tuple[int, bytes, list[Segment]]:
-    """Return (codec, body, segments taken) for an encoded value; without an arena everything lies in the body."""
+    """Return (codec, body, segments taken) for an encoded value; with no room in an arena all of it is in the body."""
     parts = [memoryview(head).cast("B"), *buffers]
-    if arena is None:
-        return codec | PARTS, _inline(parts), []
     size = sum(-(-part.nbytes // _ALIGN) * _ALIGN for part in parts)
-    segment = arena.take(max(size, 1))
+    segment = None if arena is None else arena.take(max(size, 1))
+    if segment is None:
+        return codec | PARTS, _inline(parts), []
     entries, at = [_COUNT.pack(len(parts))], 0
     for part in parts:
         segment.memory[at : at + part.nbytes] = part

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _READ_BYTES = 64 * 1024  # more than that, and the C library maps the buffer anew for every read
+_MOST_SEGMENTS = 32  # of each worker, in one client
 
 
 class Gone(Exception):
@@ -72,7 +73,7 @@ class Stream:
         self.mapped: dict[int, parcels.Mapped] = {}
         self.returned: deque[int] = deque()
         self.shares = shares_memory
-        self.arena = parcels.Arena() if self.shares else None
+        self.arena = parcels.Arena(_MOST_SEGMENTS) if self.shares else None
         self.lock = threading.Lock()
         self.broken = False
 
@@ -137,6 +138,11 @@ class Stream:
                 self.mapped.pop(number, None)
             frames += wire.frame(wire.RELEASE, number)
         return frames
+
+    def retire(self) -> None:
+        """Have the client give up the segments that we have given up."""
+        while self.arena is not None and self.arena.retired:
+            self.send(wire.frame(wire.RETIRE, self.arena.retired.pop()))
 
     def hand_over(self, segment: parcels.Segment) -> None:
         """Let the client map a segment."""

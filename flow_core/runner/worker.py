@@ -139,6 +139,7 @@ class Worker:
         kind, _, more, number, body = frame
         if kind == wire.RELEASE and stream.arena is not None:
             stream.arena.give_back(number)
+            stream.retire()
         elif kind == wire.CREDIT:
             stream.credit[number] = stream.credit.get(number, 0) + more
         elif kind == wire.DEFINE:
@@ -369,6 +370,7 @@ class Worker:
             return codec, head
         arena = stream.arena if size >= parcels.LARGE_BYTES else None
         packed, body, segments = parcels.pack(codec, head, buffers, arena)
+        stream.retire()
         for segment in segments:
             if not segment.told:
                 stream.hand_over(segment)

@@ -496,11 +496,38 @@ def test_an_interrupt_in_the_middle_of_reading_leaves_no_call_without_an_end(ope
 
     line.frames.cut = interrupted  # type: ignore[method-assign]
     adding = sent(add)
-    future = pool.submit(adding, (0,))
+    asked: list[Future] = []
     while not done:
-        future = pool.submit(adding, (1,))
+        asked.append(pool.submit(adding, (1,)))
         with contextlib.suppress(KeyboardInterrupt):
-            future.result(20)
-    assert isinstance(future.exception(20), WorkerDiedError)
+            asked[-1].result(20)
+    assert isinstance(asked[-1].exception(20), WorkerDiedError)
     assert pool.submit(adding, (2,)).result(20) == 3
     assert pool.open_calls == 0
+
+
+# -- many
+
+
+def test_more_large_values_than_descriptors_are_no_problem(opened: Opener) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    pool = opened(2)
+    making, adding = sent(lambda n: np.full(17_000, float(n))), sent(lambda array: float(array[0]))
+    assert pool.submit(making, (1,)).result(20)[0] == 1.0
+    used = max(int(fd) for fd in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 400, hard))
+    try:
+        held = [pool.submit(making, (n,)).result(20) for n in range(500)]
+        assert [one[0] for one in held] == list(range(500))
+        arrays = [pool.submit(adding, (np.full(17_000, float(n)),)) for n in range(500)]
+        assert get(arrays, 20) == list(range(500))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_who_lists_many_calls_does_not_wait_for_long(opened: Opener) -> None:
+    pool = opened(1)
+    many = [pool.submit(sent(add), (n,)) for n in range(300)]
+    assert pool.submit(sent(sum), (many,)).result(20) == sum(range(1, 301))
