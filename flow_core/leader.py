@@ -102,11 +102,11 @@ class Leader:
         while not ready():
             if deadline is not None and time.monotonic() >= deadline:
                 return
-            if self.is_me:
-                self._turn(_slice(deadline))
-            elif self._lead.acquire(blocking=False):
+            if self._lead.acquire(False):
                 self.leads += 1
                 self._lead_until(ready, deadline)
+            elif self.is_me:
+                self._turn(_slice(deadline))
             else:
                 self._follow(follow, deadline)
 
@@ -140,8 +140,9 @@ class Leader:
         self._thread = 0
         self._stands_in = False
         self._lead.release()
-        with contextlib.suppress(IndexError):
-            self._followers.popleft().wake()
+        if self._followers:
+            with contextlib.suppress(IndexError):  # the only one has just gone
+                self._followers.popleft().wake()
 
     def _follow(self, follow: Callable[[Waiter], bool] | None, deadline: float | None) -> None:
         waiter = Waiter()
