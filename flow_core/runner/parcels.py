@@ -16,6 +16,8 @@ import struct
 import threading
 from collections import deque
 
+from .strict_json import from_json
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -263,9 +265,9 @@ def are_simple(values: Any) -> bool:
 
 def loads(parcel: Parcel, unpickle: Callable[..., Any] = pickle.loads) -> Any:
     """Return the value of a parcel of either codec. `unpickle` is `pickle.loads` or its like."""
+    if parcel.codec == JSON:
+        return from_json(parcel.body)
     head, buffers = parcel.parts()
     if parcel.codec & ~PARTS == JSON:
-        from .strict_json import from_json
-
         return from_json(bytes(head))
     return unpickle(head, buffers=buffers)

@@ -23,7 +23,7 @@ from . import load, parcels, pickles, wire
 from .ahead import Ahead, Chunk
 from .execute import WIRE_VERSION, header_of, not_serializable, prepare_process
 from .streams import Definition, Gone, Stream
-from .strict_json import NotSerializable, to_json
+from .strict_json import NotSerializable, from_json, to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .objects import Resolver
 
 _LONG_US = 2000
-_CREDIT_MS = 10  # the other thread may just have read what we wait for
+_CREDIT_S = 0.01  # the other thread may just have read what we wait for
 _RANGE = struct.Struct("<QQ")
 _TAIL_BYTES = 4000
 _NOTHING = b"null"
@@ -84,12 +84,12 @@ class Worker:
         self.ordered = ordered
         self.pid = os.getpid()
         self.streams: dict[int, Stream] = {}
-        self.poll = select.poll()
-        self.poll.register(control, select.POLLIN)
+        self.poll = select.epoll()  # another thread may add to it while this one waits
+        self.poll.register(control, select.EPOLLIN)
         self.current: tuple[int, int] | None = None
         self.unwanted: dict[tuple[int, int], str] = {}
         self.logged = os.fstat(1).st_size
-        self.ahead = Ahead(self.streams, self._note, lambda: slot.begun)
+        self.ahead = Ahead(self.streams, self._note, lambda: slot.begun, self._hear_beside)
 
     # -- reading
 
@@ -113,9 +113,9 @@ class Worker:
                 self._call(call)
             self._read()
 
-    def _read(self, timeout_ms: int | None = None) -> None:
+    def _read(self, timeout_s: float | None = None) -> None:
         try:
-            ready = self.poll.poll(timeout_ms)
+            ready = self.poll.poll(timeout_s)
         except InterruptedError:
             return
         for fd, _ in ready:
@@ -176,7 +176,14 @@ class Worker:
             connection.setblocking(True)
             stream = Stream(message["stream"], message["client"], connection, shares_memory=message["memory"])
             self.streams[fd] = stream
-            self.poll.register(fd, select.POLLIN)
+            self.poll.register(fd, select.EPOLLIN)
+
+    def _hear_beside(self) -> None:
+        """The same from another thread, while a call runs: it may be the one that is to stop."""
+        unwanted = len(self.unwanted)
+        self._hear()
+        if len(self.unwanted) != unwanted:
+            os.kill(self.pid, signal.SIGINT)  # the signal that came with it may have found nothing to hear
 
     def _leave(self, stream: Stream) -> None:
         fd = stream.connection.fileno()
@@ -254,6 +261,8 @@ class Worker:
             arguments = self._assembled(call)
         elif codec == parcels.PICKLE and not call.many:
             return pickle.loads(body)  # noqa: S301 - the client's own call
+        elif codec == parcels.JSON:
+            arguments = from_json(body)
         else:
             arguments = parcels.loads(stream.parcel(codec, body))
         return (deque(arguments), None) if call.many else arguments
@@ -340,7 +349,7 @@ class Worker:
             stream.credit[number] = stream.credit.get(number, 0) - 1
             self.ahead.running = False  # while it waits, this thread reads itself
             while stream.credit[number] <= 0:
-                self._read(_CREDIT_MS)
+                self._read(_CREDIT_S)
                 if stream.connection.fileno() < 0 or call.key in self.unwanted:
                     raise Interrupted
                 self.ahead.give_back()
