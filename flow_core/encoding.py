@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from flow_core import payload
 from flow_core.errors import FlowError, ResultError, SerializationError
-from flow_core.futures import Future, HoldsFutures, writing
+from flow_core.futures import Future, HoldsFutures, Stream, writing
 from flow_core.object_ref import ObjectRef, pickled_refs, revived
 from flow_core.objects import NOTHING, Carried
 from flow_core.runner import parcels
@@ -95,9 +95,18 @@ def _json(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
     return b"[%s,%s]" % (positional, to_json(dict(kwargs), "kwargs") if kwargs else b"{}")
 
 
+def _is_input(value: Any) -> bool:
+    if isinstance(value, Stream):
+        raise SerializationError(
+            f"the generator {value.name!r} cannot be an argument: its values come one by one",
+            suggestions=["Pass the list of them, future.result().", "Or return a list in place of them."],
+        )
+    return isinstance(value, Future)
+
+
 def _without_futures(value: Any, path: list[Any], inputs: list[Future], paths: list[list[Any]]) -> Any:
     """Return a copy of lists, tuples and dicts with None in place of each future; note the futures and their places."""
-    if isinstance(value, Future):
+    if _is_input(value):
         inputs.append(value)
         paths.append(path)
         return None
@@ -167,7 +176,7 @@ def _pickled(call: Any, inputs: list[Future], name: str = "") -> tuple[bytes, li
     from flow_core.pickler import dumps
 
     def place(value: Any) -> int | None:
-        if not isinstance(value, Future):
+        if not _is_input(value):
             return None
         if value not in inputs:
             inputs.append(value)

@@ -505,6 +505,20 @@ class Stream(Future):
 
     def result(self, timeout: float | None = None) -> Any:
         """Return the list of all values. Raises what the generator raised, and TimeoutError."""
+        self._collect(timeout)
+        if self.error is not None:
+            raise self.error
+        return self._items
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        import asyncio
+
+        return (yield from asyncio.to_thread(self.result).__await__())
+
+    def _wait(self, timeout: float | None) -> None:
+        self._collect(timeout)  # it would not end while nobody takes its values
+
+    def _collect(self, timeout: float | None) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.state < DONE or self._arrived:
             if self._arrived:
@@ -515,6 +529,3 @@ class Stream(Future):
                 raise TimeoutError(f"waited {timeout:g} s and the generator {self.name!r} has not ended")
             else:
                 self.runs.drive_item(self)  # type: ignore[attr-defined]
-        if self.error is not None:
-            raise self.error
-        return self._items

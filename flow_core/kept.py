@@ -6,6 +6,7 @@ import contextlib
 import re
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -45,10 +46,59 @@ def future_of(call_id: str, *, serialization: str = "json", **settings: Any) -> 
     flow = Flow(**settings)
     task_id = found["task"]
     flow.engine.get(task_id)
-    future = Future(KeptCalls(flow, task_id, found["name"], serialization))
-    future.state, future.kept = SENT, True
-    future.runs.look(future)  # type: ignore[attr-defined]
+    future = KeptFuture(KeptCalls(flow, task_id, found["name"], serialization))
+    future.runs.look(future)
     return future
+
+
+class KeptFuture(Future):
+    """The outcome of a call that another process has made."""
+
+    __slots__ = ()
+    runs: KeptCalls
+
+    def __init__(self, runs: KeptCalls) -> None:
+        super().__init__(runs)
+        self.state, self.kept = SENT, True
+
+    def done(self) -> bool:
+        """Whether the call has ended, however it ended."""
+        return self.runs.look(self)
+
+    def runs_later(self, function: Callable[[Future], object]) -> bool:
+        """Add a callback unless the call has ended. Return whether it will be called."""
+        added = super().runs_later(function)
+        if added:
+            _watcher.add(self)
+        return added
+
+
+class _Watcher:
+    """A thread that looks for the outcomes that somebody waits to be called back for, while there are any."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._futures: list[KeptFuture] = []
+
+    def add(self, future: KeptFuture) -> None:
+        with self._lock:
+            self._futures.append(future)
+            if len(self._futures) == 1:
+                threading.Thread(target=self._run, name="flow-kept", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            for future in list(self._futures):
+                with contextlib.suppress(FlowError):  # the provider cannot answer now
+                    future.runs.look(future)
+            with self._lock:
+                self._futures = [one for one in self._futures if one.state < DONE]
+                if not self._futures:
+                    return
+            time.sleep(_ASK_EVERY_S)
+
+
+_watcher = _Watcher()
 
 
 def ref_of(engine: Engine, task_id: str, name: str, timeout: float | None) -> ObjectRef:
@@ -142,6 +192,8 @@ class KeptCalls:
     @staticmethod
     def _end(future: Future, error: FlowError | None) -> None:
         with future.runs.lock:
+            if future.state >= DONE:
+                return
             future.error = error
             due = [(function, future) for function in ending(future, DONE if error is None else FAILED)]
         call_back(due)

@@ -58,10 +58,17 @@ class Chunk:
 
 
 class Ahead:
-    """What is to be run next. `begun` tells how many calls were begun, `running` whether one of them runs."""
+    """What is to be run next. `begun` tells how many calls were begun, `running` whether one of them runs.
+
+    `let_in` takes in further clients while a call takes long.
+    """
 
     def __init__(
-        self, streams: dict[int, Stream], note: Callable[[Stream, wire.Frame], None], begun: Callable[[], int]
+        self,
+        streams: dict[int, Stream],
+        note: Callable[[Stream, wire.Frame], None],
+        begun: Callable[[], int],
+        let_in: Callable[[], object],
     ) -> None:
         self.calls: deque[tuple[Stream, wire.Frame]] = deque()
         self.chunk: Chunk | None = None
@@ -69,6 +76,7 @@ class Ahead:
         self._streams = streams
         self._note = note
         self._begun = begun
+        self._let_in = let_in
         self._reading = threading.Lock()
         self._watched = False
         self._wake = threading.Event()
@@ -136,6 +144,7 @@ class Ahead:
         """Take over from the thread that is in the middle of a call."""
         if chunk is not None:
             chunk.cut()
+        self._let_in()
         if self._reading.acquire(blocking=False):
             try:
                 for stream in list(self._streams.values()):

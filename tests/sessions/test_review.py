@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from flow_core import Flow
-from flow_core.definitions import CallOptions, Retries
+from flow_core.definitions import CallOptions, Retries, SessionSpec
+from flow_core.dispatch import Pool
 from flow_core.errors import (
     CallCancelledError,
     FlowError,
@@ -24,7 +25,7 @@ from flow_core.errors import (
     SessionClosedError,
     WorkerDiedError,
 )
-from flow_core.futures import DONE, Future, Stream, get
+from flow_core.futures import DONE, Future, Stream, as_completed, get, wait
 from flow_core.links import Door
 from flow_core.runner import wire
 from flow_core.runner.ahead import Chunk
@@ -507,6 +508,75 @@ def test_an_interrupt_in_the_middle_of_reading_leaves_no_call_without_an_end(ope
 
 
 # -- many
+
+
+def test_a_generator_of_many_values_can_be_awaited_and_asked_for_its_error(opened: Opener) -> None:
+    import asyncio
+
+    def count(n: int) -> Any:
+        yield from range(n)
+
+    pool = opened(1)
+
+    async def whole() -> Any:
+        return await asyncio.wait_for(pool.submit(sent(count), (40,)), 10)
+
+    assert asyncio.run(whole()) == list(range(40))
+    stream = pool.submit(sent(count), (40,))
+    assert stream.exception(10) is None
+    assert stream.result(10) == list(range(40))
+
+
+def test_a_generator_as_an_input_is_refused(opened: Opener) -> None:
+    def count(n: int) -> Any:
+        yield from range(n)
+
+    pool = opened(1)
+    stream = pool.submit(sent(count), (3,))
+    for codec in ("json", "pickle"):
+        with pytest.raises(SerializationError, match="count"):
+            pool.submit(sent(len, codec) if codec == "pickle" else sent(lambda x: 1, "json"), (stream,))
+    assert stream.result(20) == [0, 1, 2]
+
+
+def test_what_another_process_has_called_can_be_waited_for_in_every_way(
+    opened: Opener, home: Path, tmp_path: Path
+) -> None:
+    import asyncio
+
+    pool, go = opened(2), tmp_path / "go"
+    made = pool.submit(sent(wait_for, "json"), (str(go),))
+    again = [Future.from_id(made.id, local={"home": home}) for _ in range(5)]
+    called: list[Future] = []
+    again[0].add_done_callback(called.append)
+    dependent = pool.submit(sent(len, "json"), (again[1],))
+    go.touch()
+    made.result(20)
+    assert wait(again[2:3], timeout=20) == (again[2:3], [])
+    assert list(as_completed(again[3:4], timeout=20)) == again[3:4]
+
+    async def awaited() -> Any:
+        return await asyncio.wait_for(again[4], 20)
+
+    assert asyncio.run(awaited()) == str(go)
+    eventually(lambda: called == again[:1])
+    assert dependent.result(20) == len(str(go))
+
+
+def test_a_call_runs_on_a_free_worker_though_another_client_keeps_one_busy(
+    opened: Opener, flow: Flow, tmp_path: Path
+) -> None:
+    pool, go = opened(2), tmp_path / "go"
+    assert pool.submit(sent(add), (1,)).result(20) == 2
+    blocked = pool.submit(sent(wait_for), (str(go),))
+    eventually(lambda: blocked.status == "running")
+    joined = Pool.attach(flow, pool.task_id, SessionSpec(workers=2))
+    try:
+        assert get([joined.submit(sent(add), (n,)) for n in range(4)], 10) == [1, 2, 3, 4]
+    finally:
+        go.touch()
+        joined.leave()
+    blocked.result(20)
 
 
 def test_more_large_values_than_descriptors_are_no_problem(opened: Opener) -> None:
