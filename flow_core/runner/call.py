@@ -18,7 +18,8 @@ def _main() -> int:
     if len(sys.argv) > 1:
         ours = __import__(package + ".main")
         if not sys.flags.no_site:
-            __import__(package + ".execute")  # the copy of this process that is to be the call will find it loaded
+            # The copy of this process that is to be the call finds it loaded.
+            __import__(package + ".execute")
         try:
             ours.main.run(sys.argv)
         except ours.spawn.Reborn as reborn:  # we are a copy of the runner, and to be the call's process
