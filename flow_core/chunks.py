@@ -7,9 +7,10 @@ Should its worker die, the outcomes of its chunk are lost with it: which of them
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flow_core import encoding, payload
@@ -26,6 +27,9 @@ _ALONE_US = 30.0
 _MOST_ITEMS = 4096
 _CHUNKS_PER_WORKER = 3
 _SINGLES_PER_WORKER = 16
+
+Shape = Callable[[list[Any]], "tuple[Sequence[Any], bool]"]
+"""Makes items into arguments: the one argument of each call, or lists of all, and which of both it is."""
 
 
 class Chunk(Future):
@@ -56,23 +60,22 @@ class Chunk(Future):
         self.count = begun
         return rest
 
-    def outcomes(self) -> Iterator[Any]:
-        """Yield a value or an error for each item, the parts that were given back included."""
+    def parts(self) -> Iterator[Chunk]:
+        """Yield the chunk, and what was given back of it."""
         chunk: Chunk | None = self
         while chunk is not None:
-            yield from chunk.own_outcomes()
+            yield chunk
             chunk = chunk.rest
 
-    def own_outcomes(self) -> Sequence[Any]:
-        """Return a value or an error for each item that was not given back. Waits for them."""
+    def outcomes(self) -> tuple[Sequence[Any], bool]:
+        """Return a value or an error for each item that was not given back, and whether there are errors. Waits."""
         try:
             values, errors = self.result()
         except FlowError as error:  # of the worker, not of an item
-            return [_Failed(error)] * len(self.items)
+            return [_Failed(error)] * len(self.items), True
         for index, record in errors.items():
             values[int(index)] = _Failed(payload.error_of(record, task_id=self.runs.task_id))
-        answers: Sequence[Any] = values
-        return answers
+        return values, bool(errors)
 
 
 class _Failed:
@@ -84,24 +87,31 @@ class _Failed:
         self.error = error
 
 
+def as_they_are(items: list[Any]) -> tuple[Sequence[Any], bool]:
+    """Each item is the one argument of a call."""
+    return items, False
+
+
 def run(
     pool: Pool,
     definition: Definition,
     items: Iterable[Any],
     *,
-    star: bool = False,
+    shape: Shape = as_they_are,
     ordered: bool = True,
     return_exceptions: bool = False,
     max_concurrent: int | None = None,
     options: CallOptions = PLAIN,
 ) -> Iterator[Any]:
-    """Yield the value of `definition` for each item (with `star`: for the arguments that each item lists).
+    """Yield the value of `definition` for each item.
 
+    `shape` makes the arguments of some calls out of their items.
     In the order of the items, or with `ordered=False` as they come. At most `max_concurrent` items are taken ahead of
     what has been yielded, and never more than a few chunks for each worker. An item's error is raised where its value
     would be, or yielded with `return_exceptions`; the other items are not affected.
     """
     source = iter(items)
+    made = functools.partial(Chunk, pool, definition, options)
     open_chunks: deque[Chunk] = deque()
     workers = pool.spec.workers
     try:
@@ -110,23 +120,29 @@ def run(
                 size = _size(definition, max_concurrent, sum(chunk.count for chunk in open_chunks))
                 if len(open_chunks) >= workers * (_CHUNKS_PER_WORKER if size > 1 else _SINGLES_PER_WORKER):
                     break
-                chunk = _next_chunk(pool, definition, source, options, size, star=star)
+                chunk = _next_chunk(pool, made, shape, itertools.islice(source, size))
                 if chunk is None:
                     break
                 open_chunks.append(chunk)
             if not open_chunks:
                 return
             chunk = open_chunks.popleft() if ordered else _first_ended(open_chunks)
-            for answer in chunk.outcomes():
-                if type(answer) is not _Failed:
-                    yield answer
-                elif return_exceptions:
-                    yield answer.error
-                else:
-                    raise answer.error
+            for part in chunk.parts():
+                answers, some_failed = part.outcomes()
+                yield from _told(answers, return_exceptions=return_exceptions) if some_failed else answers
     finally:
         for chunk in open_chunks:  # whoever iterates has stopped early
             chunk.cancel()
+
+
+def _told(answers: Sequence[Any], *, return_exceptions: bool) -> Iterator[Any]:
+    for answer in answers:
+        if type(answer) is not _Failed:
+            yield answer
+        elif return_exceptions:
+            yield answer.error
+        else:
+            raise answer.error
 
 
 def _size(definition: Definition, max_concurrent: int | None, taken: int) -> int:
@@ -135,15 +151,14 @@ def _size(definition: Definition, max_concurrent: int | None, taken: int) -> int
     return min(max(1, wanted), most)
 
 
-def _next_chunk(
-    pool: Pool, definition: Definition, source: Iterator[Any], options: CallOptions, size: int, *, star: bool
-) -> Chunk | None:
-    items = list(itertools.islice(source, size))
-    if not items:
+def _next_chunk(pool: Pool, made: Callable[..., Chunk], shape: Shape, items: Iterable[Any]) -> Chunk | None:
+    taken = list(items)
+    if not taken:
         return None
-    chunk = Chunk(pool, definition, options, items, star=star)
+    arguments, star = shape(taken)
+    chunk = made(arguments, star=star)
     chunk.write(pool.arena)
-    if chunk.body.refs and len(items) > 1:
+    if chunk.body.refs and chunk.count > 1:
         return _one_by_one(pool, chunk)
     pool.enter(chunk)
     return chunk

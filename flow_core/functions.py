@@ -6,7 +6,7 @@ Owns how calls are made, one or many; which workers they go to is the session's.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from typing_extensions import ParamSpec
@@ -128,14 +128,18 @@ class RemoteFunction(SentAsFunction, Generic[P, L, R]):
         return self._in_chunks(items, max_concurrent=max_concurrent, **wanted)
 
     def _in_chunks(self, items: Iterable[Any], **options: Any) -> Iterator[R]:
-        def arguments() -> Iterator[tuple[Any, ...]]:
-            for item in items:
-                args = _arguments(item)
-                self._fit.check(args, {})
-                yield args
-
         pool, definition = self._current()
-        yield from chunks.run(pool, definition, arguments(), star=True, **options)
+        yield from chunks.run(pool, definition, items, shape=self._shaped, **options)
+
+    def _shaped(self, items: list[Any]) -> tuple[Sequence[Any], bool]:
+        """Return the one argument of each call, or the lists of all, and which of both it is. Raises TypeError."""
+        if not any(issubclass(kind, tuple) for kind in set(map(type, items))):
+            self._fit.check(items[:1], {})
+            return items, False
+        arguments = [_arguments(item) for item in items]
+        for args in arguments:
+            self._fit.check(args, {})
+        return arguments, True
 
     def options(self, **overrides: Any) -> RemoteFunction[P, L, R]:
         """Return the same function with other options; this one stays as it is."""

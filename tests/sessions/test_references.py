@@ -169,7 +169,8 @@ def test_a_map_takes_references_and_an_items_fault_is_its_own(flow: Flow, pool: 
     values = list(chunks.run(pool, definition, [*refs, gone, [1, 2]], return_exceptions=True))
     assert values[:12] == list(range(12)) and values[13] == 2
     assert isinstance(values[12], ObjectNotFoundError)
-    assert list(chunks.run(pool, definition, [(ref,) for ref in refs], star=True)) == list(range(12))
+    lists = chunks.run(pool, definition, [(ref,) for ref in refs], shape=lambda items: (items, True))
+    assert list(lists) == list(range(12))
 
 
 # ------------------------------------------------------------ what is wrong with one
