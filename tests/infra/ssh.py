@@ -182,20 +182,24 @@ class Machine:
     def _boot_script(self) -> str:
         volatile = "".join(
             f"mount -t tmpfs -o mode={mode} none {path}\n"
-            for path, mode in (("/tmp", 1777), ("/run", 755), ("/dev/shm", 1777), ("/srv", 755))
+            for path, mode in (("/tmp", 1777), ("/run", 755), ("/dev/shm", 1777))
         )
         binds = "".join(
             f"mount --bind {self.folder / own} {path}\n"
             for own, path in (("home", "/home"), ("etc/ssh", "/etc/ssh"), ("bin", "/usr/local/bin"))
         )
         demo = _ROOT / ".venvs" / "demo"  # stands for the Python of a GPU machine
-        tools = f"mkdir /srv/demo\nmount --bind {demo} /srv/demo\n" if demo.exists() else ""
+        tools = "mount -t tmpfs -o mode=755 none /srv\n"
+        if demo.exists():
+            tools += f"mkdir /srv/demo\nmount --bind {demo} /srv/demo\n"
         terminals = "mount -t devpts -o newinstance,ptmxmode=0666,gid=5 none /dev/pts\n"
         terminals += "mount --bind /dev/pts/ptmx /dev/ptmx\n"
         own = labs.own_files(self.folder)
-        last = f"mount -t tmpfs none {_ROOT}\nmount --bind {self.folder}/var-tmp /var/tmp\n"  # they hide this script
+        # The project is out of sight: where it lies in /tmp it is so already. The last mount hides this script.
+        last = f"if [ -d {_ROOT} ]; then mount -t tmpfs none {_ROOT}; fi\n"
+        last += f"mount --bind {self.folder}/var-tmp /var/tmp\n"
         start = "mkdir /run/sshd\n/usr/sbin/sshd -D -E /var/log/sshd.log &\nwait\n"
-        return f"set -e\nhostname {self.name}\n{own}{volatile}{binds}{tools}{terminals}{last}{start}"
+        return f"set -e\nhostname {self.name}\n{own}{tools}{volatile}{binds}{terminals}{last}{start}"
 
     def crash(self) -> None:
         """Power loss: every process is gone at once. New connections are refused."""
