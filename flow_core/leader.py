@@ -111,8 +111,14 @@ class Leader:
                 self._follow(follow, deadline)
 
     def help(self, timeout_s: float = 0.0) -> bool:
-        """Read what there is, waiting for it for `timeout_s`, if nobody else leads. Return whether nobody did."""
+        """Read what there is, waiting for it for `timeout_s`, if nobody else leads. Return whether nobody did.
+
+        One who stands in for others leaves the lead to whoever has asked like this, for the next time.
+        """
         if not self._lead.acquire(blocking=False):
+            if self._stands_in:
+                self._stands_in = False
+                self.nudge()
             return False
         self.leads += 1
         self._thread = threading.get_ident()
@@ -126,7 +132,9 @@ class Leader:
         """Lead until `ready()`, for `timeout_s` at most, or until somebody waits who can do it instead."""
         if self._lead.acquire(blocking=False):
             self._stands_in = True
-            self._lead_until(lambda: bool(self._followers) or ready(), time.monotonic() + timeout_s)
+            self._lead_until(
+                lambda: not self._stands_in or bool(self._followers) or ready(), time.monotonic() + timeout_s
+            )
 
     def _lead_until(self, ready: Callable[[], bool], deadline: float | None) -> None:
         self._thread = threading.get_ident()
@@ -150,6 +158,7 @@ class Leader:
             return
         self._followers.append(waiter)
         if self._stands_in:
+            self._stands_in = False
             self.nudge()
         if self._lead.locked():  # or it was passed on before we were there to take it
             waiter.sleep(_slice(deadline))
