@@ -23,6 +23,6 @@ def test_who_stands_in_leaves_the_lead_to_one_who_waits() -> None:
     leader = Leader()
     stands_in = threading.Thread(target=leader.stand_in, args=(lambda: False, 60.0), daemon=True)
     stands_in.start()
-    eventually(lambda: leader.leads or not leader.help())
+    eventually(leader._lead.locked)
     leader.wait(lambda: not stands_in.is_alive(), time.monotonic() + 20, lambda _: True)
     assert not stands_in.is_alive()
