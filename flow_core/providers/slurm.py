@@ -29,7 +29,7 @@ from flow_core.providers.slurm_sessions import SlurmSessions
 from flow_core.providers.slurm_shell import SlurmShell
 from flow_core.providers.slurm_site import Site
 from flow_core.providers.spi import Provider
-from flow_core.providers.transport import fetch_file
+from flow_core.providers.transfers import fetch_file
 from flow_core.runner import slurm_states
 from flow_core.runner.inventory import UNBUFFERED
 from flow_core.runner.slurm_facts import job_name

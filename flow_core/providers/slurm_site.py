@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from flow_core.config import Settings
 from flow_core.models import TaskSpec
 from flow_core.providers import folder as folders
-from flow_core.providers.transport import DEADLINE_S, BlobsMissing, LocalTransport, Transport, send_blob
+from flow_core.providers.transfers import send_blob
+from flow_core.providers.transport import DEADLINE_S, BlobsMissing, LocalTransport, Transport
 from flow_core.runner import machine
 from flow_core.runner.agent import Answer
 from flow_core.runner.slurm_tools import environment

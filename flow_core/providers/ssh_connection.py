@@ -22,9 +22,10 @@ import paramiko
 from flow_core.config import HostSettings, SSHSettings
 from flow_core.errors import FlowError, ProviderUnavailable
 from flow_core.providers import ssh_login
+from flow_core.providers.agent_start import Start
 from flow_core.providers.ssh_config import Target, resolve
 from flow_core.providers.ssh_login import HostRefused, HostUnreachable, Login
-from flow_core.providers.transport import AgentClient, NoAgent, Reconnecting, Start
+from flow_core.providers.transport import AgentClient, NoAgent, Reconnecting
 
 #: How often a host that does not answer is called: after so many seconds at first, doubled up to the second.
 _AGAIN_S, _AGAIN_AT_MOST_S = 1.0, 20.0
@@ -248,7 +249,8 @@ def _after_fork() -> None:
         one.forget_after_fork()
 
 
-def _close_all() -> None:
+def close_connections() -> None:
+    """End all connections of this process; whoever needs one makes it anew."""
     for one in list(_everything):
         with contextlib.suppress(Exception):
             one.close()
@@ -259,4 +261,4 @@ def _now() -> datetime:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-atexit.register(_close_all)
+atexit.register(close_connections)

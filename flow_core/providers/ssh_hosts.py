@@ -90,16 +90,17 @@ class Host:
 
     # -- what goes on there
 
-    def look(self, digest: str) -> dict[str, Any]:
-        """Return what a submitter must know of a key (`notes.look`), and have a fresh count of what goes on."""
+    def look(self, digests: list[str]) -> Mapping[str, Mapping[str, Any]]:
+        """Return what a submitter must know of each key (`notes.look`), and have a fresh count of what goes on."""
         with self._lock:
             fresh = time.monotonic() - self._load_at < _SURVEY_S
         devices = None if fresh else list(self.devices.names)
-        answer: dict[str, Any] = self.call("look", digest=digest, devices=devices)
+        answer = self.call("look", digests=digests, devices=devices)
         if not fresh:
             with self._lock:
                 self._load, self._load_at = dict(answer["survey"]), time.monotonic()
-        return answer
+        keys: Mapping[str, Mapping[str, Any]] = answer["keys"]
+        return keys
 
     def place(self, spec: TaskSpec, nodes: int) -> None:
         """Count in what is about to be started there."""

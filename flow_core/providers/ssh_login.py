@@ -237,7 +237,7 @@ def _algorithms(kind: str) -> tuple[str, ...]:
 
 
 def _words(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    return str(error) or ("it ended the connection" if isinstance(error, EOFError) else type(error).__name__)
 
 
 # -- who they are

@@ -58,9 +58,18 @@ class Placement:
 
     def note(self) -> dict[str, Any]:
         """Write a note. Pure but for who we are."""
-        hosts = [{"id": place.id, "name": place.name, "nodes": place.nodes} for place in self.places]
         said = {"told": dict(self.told), "started": self.started, "secret": self.secret, "by": _WE}
-        return {"v": 1, "hosts": hosts, **said}
+        return {"v": 1, "hosts": self.hosts, **said}
+
+    @property
+    def hosts(self) -> list[dict[str, Any]]:
+        """The places as plain JSON values."""
+        return [{"id": place.id, "name": place.name, "nodes": place.nodes} for place in self.places]
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The host of each rank, by name."""
+        return tuple(place.name for place in self.places for _ in range(place.nodes))
 
     @property
     def first_ranks(self) -> list[int]:

@@ -7,25 +7,21 @@ ours. Every call has a deadline. Nothing here knows what a task is.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
-import secrets
 import socket
 import threading
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from flow_core import archive
-from flow_core.errors import FlowError, ProviderError, ProviderUnavailable, ValidationError
+from flow_core.errors import FlowError, ProviderError, ProviderUnavailable
 from flow_core.providers import folder as folders
+from flow_core.providers.agent_start import Start, package
 from flow_core.runner import agent, frames, slurm_tools
 from flow_core.runner.agent import Answer
-from flow_core.runner.machine import Refused, version
+from flow_core.runner.machine import Refused
 
 #: How long an ordinary question may take (seconds).
 DEADLINE_S = 15.0
@@ -198,102 +194,6 @@ _PING_AFTER_S = 2.0
 _SILENCE_S = 6.0
 _TICK_S = 0.5
 
-_BOOT = r"""
-import json, os, struct, sys
-def say(**word):
-    os.write(1, ("\n%s %s\n" % (told["mark"], json.dumps(word))).encode())
-def take(size):
-    data = b""
-    while len(data) < size:
-        piece = os.read(0, size - len(data))
-        if not piece:
-            sys.exit(1)
-        data += piece
-    return data
-def private(folder):
-    if not os.path.isdir(folder):
-        private(os.path.dirname(folder))
-        try:
-            os.mkdir(folder, 0o700)
-        except FileExistsError:
-            pass
-def install(target):
-    import shutil, tempfile, zlib
-    say(have=False)
-    sources = json.loads(zlib.decompress(take(struct.unpack("!I", take(4))[0])).decode())
-    private(os.path.dirname(target))
-    draft = tempfile.mkdtemp(prefix=".new-", dir=os.path.dirname(target))
-    try:
-        for name, text in sources.items():
-            path = os.path.join(draft, name)
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(text)
-        try:
-            os.rename(draft, target)
-        except OSError:
-            if not os.path.isdir(target):
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-def newer():
-    import shutil, subprocess
-    for path in [shutil.which("python3.%d" % minor) for minor in range(40, 7, -1)]:
-        if path and subprocess.call([path, "-I", "-S", "-c", ""], stderr=subprocess.DEVNULL) == 0:
-            os.execv(path, [path, "-I", "-S", "-c", told["start"]] + sys.argv[1:])
-    say(error="python", version=sys.version.split()[0], python=sys.executable)
-    sys.exit(1)
-told = json.loads(bytes.fromhex(sys.argv[2]).decode())
-if sys.version_info < (3, 8):
-    newer()
-try:
-    home = os.path.realpath(os.path.expanduser(told["home"]))
-    if told["per_node"]:
-        home = os.path.join(home, os.uname().nodename)
-    target = os.path.join(home, "runner", told["version"])
-    if not os.path.isdir(target):
-        install(target)
-    sys.path.insert(0, target)
-    from flow_runner import agent, notes
-    identity = notes.identity(home)
-except OSError as error:
-    say(error="home", home=told["home"], reason=str(error))
-    sys.exit(1)
-say(have=True, home=home, runner=target, facts=agent.facts(), identity=identity)
-agent.main()
-"""
-_START = "import sys;exec(bytes.fromhex(sys.argv[1]))"
-
-
-@dataclass(frozen=True)
-class Start:
-    """How an agent is started: `argv` to run there, and what to expect of it."""
-
-    argv: tuple[str, ...]
-    mark: str
-
-    @classmethod
-    def of(cls, python: str, home: str, *, per_node: bool) -> Start:
-        """Describe the start of an agent for a home folder; `per_node` gives each machine its own folder in it.
-
-        Nothing in `argv` means anything to a shell: it is hexadecimal but for the name of the Python.
-        """
-        mark = secrets.token_hex(8)
-        told = {"home": home, "per_node": per_node, "mark": mark, "start": _START, "version": _version()}
-        boot, words = (text.encode().hex() for text in (_BOOT, json.dumps(told)))
-        return cls((python, "-I", "-S", "-c", _START, boot, words), mark)
-
-
-def _version() -> str:
-    return version(folders.runner_sources())
-
-
-def _package() -> bytes:
-    texts = {f"flow_runner/{name}": data.decode() for name, data in folders.runner_sources().items()}
-    texts["__main__.py"] = "import sys\n\nfrom flow_runner.main import main\n\nsys.exit(main(sys.argv))\n"
-    data = zlib.compress(json.dumps(texts).encode(), 6)
-    return len(data).to_bytes(4, "big") + data
-
 
 class NoAgent(ProviderUnavailable):
     """The agent did not come up; `said` is what came in its place, and what the machine's own words were."""
@@ -352,7 +252,7 @@ class AgentClient:
                     return said, rest
                 if said.get("error"):
                     raise NoAgent(said, _text(before))
-                self._send_bytes(_package(), deadline)
+                self._send_bytes(package(), deadline)
                 seen = rest
                 continue
             try:
@@ -590,82 +490,3 @@ class Reconnecting(_Running):
         client, self._client = self._client, None
         if client is not None:
             client.close()
-
-
-# -- files
-
-
-_FIRST_PIECE, _LARGEST_PIECE = 1 << 18, 1 << 22
-
-
-def fetch_file(transport: Transport, path: str, into: Path) -> None:
-    """Copy a file from there, whole or not at all. Raises ResourceNotFoundError, ProviderUnavailable."""
-    with folders.drafted(into) as draft, open(draft, "wb") as file:
-        offset, same, limit = 0, "", _FIRST_PIECE
-        while True:
-            begun = time.monotonic()
-            answer = transport.call("read", {"path": path, "offset": offset, "limit": limit, "same": same})
-            file.write(answer.data)
-            offset, same = offset + len(answer.data), answer.value["same"]
-            if offset >= answer.value["size"] or not answer.data:
-                return
-            limit = _next_piece(limit, time.monotonic() - begun)
-
-
-def send_blob(transport: Transport, home: str, sha: str, source: Path | bytes) -> None:
-    """Store content on the machine under its SHA-256. Raises ProviderUnavailable, ValidationError."""
-    data = source if isinstance(source, bytes) else None
-    total = len(data) if data is not None else Path(str(source)).stat().st_size
-    draft, offset, limit = f"{sha[:16]}-{secrets.token_hex(8)}", 0, _FIRST_PIECE
-    file = None if data is not None else open(str(source), "rb")  # noqa: SIM115 - closed below
-    try:
-        while True:
-            begun = time.monotonic()
-            piece = file.read(limit) if file is not None else (data or b"")[offset : offset + limit]
-            args = {"home": home, "sha": sha, "draft": draft, "offset": offset, "total": total}
-            if transport.call("keep_blob", args, data=piece, deadline_s=60.0).value:
-                return
-            offset += len(piece)
-            limit = _next_piece(limit, time.monotonic() - begun)
-    finally:
-        if file is not None:
-            file.close()
-
-
-def send_archive(transport: Transport, home: str, sha: str, path: Path) -> None:
-    """Store an archive on the machine under its SHA-256: of one whose tree it has seen before, the parts that changed.
-
-    Raises ProviderUnavailable, ValidationError.
-    """
-    parts = archive.parts_of(path)
-    if parts is None:
-        send_blob(transport, home, sha, path)
-        return
-    order = {"home": home, "sha": sha, "parts": parts}
-    missing = set(transport.call("missing_parts", {"home": home, "parts": parts}).value)
-    if sum(size for part, size in parts if part in missing) < 0.7 * path.stat().st_size:
-        patch = _cut_out(path, parts, missing)
-        name = hashlib.sha256(patch).hexdigest()
-        send_blob(transport, home, name, patch)
-        with contextlib.suppress(ValidationError):  # something there was changed or swept: it is sent whole
-            transport.call("join_blob", {**order, "patch": name}, deadline_s=60.0)
-            return
-    send_blob(transport, home, sha, path)
-    transport.call("join_blob", {**order, "patch": sha})
-
-
-def _cut_out(path: Path, parts: Sequence[tuple[str, int]], wanted: set[str]) -> bytes:
-    """Return the wanted parts of a file, each once, one after the other."""
-    left, pieces = set(wanted), []
-    with open(path, "rb") as file:
-        for part, size in parts:
-            data = file.read(size)
-            if part in left:
-                left.discard(part)
-                pieces.append(data)
-    return b"".join(pieces)
-
-
-def _next_piece(limit: int, took_s: float) -> int:
-    """Larger pieces where they travel fast; small ones where a large one would hold up the signs of life."""
-    return min(limit * 2, _LARGEST_PIECE) if took_s < 0.2 else max(limit // 2, 1 << 16)

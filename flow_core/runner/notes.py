@@ -96,22 +96,26 @@ def of_task(home: str, task_id: str) -> dict[str, Any] | None:
         return None
 
 
-def look(home: str, digest: str, devices: list[str] | None = None) -> dict[str, Any]:
-    """Gather what a submitter must know before it places a task.
+def look(home: str, digests: list[str], devices: list[str] | None = None) -> dict[str, Any]:
+    """Gather what a submitter must know before it places tasks with these keys.
 
-    {tasks: {attempt: {task_id, gone}}, notes: {attempt: note}, survey: what goes on here, with `devices`}. A task is
-    gone when it has ended and its last process has, too.
+    {keys: {digest: {tasks: {attempt: {task_id, gone}}, notes: {attempt: note}}}, survey: what goes on here, with
+    `devices`}. A task is gone when it has ended and its last process has, too.
     """
+    answer: dict[str, Any] = {"keys": {digest: _look(home, digest) for digest in digests}}
+    if devices is not None:
+        answer["survey"] = machine.survey(home, devices)
+    return answer
+
+
+def _look(home: str, digest: str) -> dict[str, Any]:
     found = {}
     for number in machine.attempts(home, digest):
         folder = os.path.join(home, "tasks", digest, str(number))
         spec = task.read_json(folder, "spec.json")
         if spec is not None:
             found[str(number)] = {"task_id": spec["task_id"], "gone": _gone(folder)}
-    answer: dict[str, Any] = {"tasks": found, "notes": of_key(home, digest)}
-    if devices is not None:
-        answer["survey"] = machine.survey(home, devices)
-    return answer
+    return {"tasks": found, "notes": of_key(home, digest)}
 
 
 def start(

@@ -8,10 +8,18 @@ from pathlib import Path
 import pytest
 
 from flow_core import Flow
+from flow_core.providers import ssh_connection
 from flow_core.providers.ssh import SSHProvider
 from tests.infra.ssh import Client, Machines, Sshd
 
 MakeFlow = Callable[..., Flow]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_connections_of_others() -> Iterator[None]:
+    """Connections are shared by all of a process; those of a module's tests end with it."""
+    yield
+    ssh_connection.close_connections()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -89,6 +90,7 @@ def test_a_lost_machine_ends_the_nodes_on_the_others(
     three: Flow, ssh_machines: Machines, lose: Callable[[Machine], None], rank: int
 ) -> None:
     task = running(three, "sleep 1234", num_instances=3)
+    until(lambda: task.is_running, "the start")
     victim = ssh_machines[task.instances[rank]]
     lose(victim)
     others = [machine for machine in ssh_machines.values() if machine is not victim]
@@ -146,11 +148,13 @@ def test_a_submit_that_died_between_two_machines_is_finished_by_the_next(
     start = ssh.SSHProvider._start
     begun: list[str] = []
 
-    def dying(self: ssh.SSHProvider, spec: object, task_id: str, placement: object, host: Host) -> None:
+    def dying(
+        self: ssh.SSHProvider, spec: Any, task_id: str, placement: Any, host: Host, *, leader: Host
+    ) -> None:
         if begun:
             raise ProviderUnavailable("killed here")
         begun.append(host.name)
-        start(self, spec, task_id, placement, host)  # type: ignore[arg-type]
+        start(self, spec, task_id, placement, host, leader=leader)
 
     with monkeypatch.context() as patch:
         patch.setattr(ssh.SSHProvider, "_start", dying)
