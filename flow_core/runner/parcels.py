@@ -137,6 +137,17 @@ class Mapped:
         _closing(self, fd)
         access = mmap.ACCESS_COPY if number >> 63 else mmap.ACCESS_WRITE
         self.memory = mmap.mmap(fd, os.fstat(fd).st_size, access=access)
+        self._window: Any = None
+
+    def view(self, holds: Any) -> Any:
+        """Return a writable view of all of it that holds `holds`, and so does all that is made of the view."""
+        if self._window is None:
+            import ctypes
+
+            self._window = ctypes.c_ubyte * len(self.memory)  # a type, which takes longer to make than a view
+        window = self._window.from_buffer(self.memory)
+        window.holds = holds
+        return memoryview(window).cast("B")
 
 
 class Loan:
@@ -149,6 +160,10 @@ class Loan:
 
         self.mapped = mapped
         weakref.finalize(self, returned.append, mapped.number).atexit = False
+
+    def view(self) -> Any:
+        """Return a writable view of the segment: what is made of it (a NumPy array) keeps the loan."""
+        return self.mapped.view(self)
 
 
 class Parcel:
@@ -175,16 +190,7 @@ class Parcel:
         if number == 0:
             return memoryview(bytearray(memoryview(self.body)[offset : offset + length]))
         assert self.loans is not None
-        return _view(self.loans[number], offset, length)
-
-
-def _view(loan: Loan, offset: int, length: int) -> Any:
-    """Return a writable view that holds the loan: what is made of it (a NumPy array) keeps the segment."""
-    import ctypes
-
-    window = (ctypes.c_ubyte * length).from_buffer(loan.mapped.memory, offset)
-    window.loan = loan  # type: ignore[attr-defined]
-    return memoryview(window).cast("B")
+        return self.loans[number].view()[offset : offset + length]
 
 
 def table(body: Any) -> list[tuple[int, int, int]]:
