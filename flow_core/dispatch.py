@@ -460,7 +460,7 @@ class Pool:
         future.kept = False
         self._settle(line, future, micros)
         future.kept = kept
-        error = self._error_of(future, message)
+        error = self._error_of(message)
         retries = future.options.retries
         if isinstance(error, retries.on) and _may_fail(future) and not future.cancelled:
             future.body = body
@@ -478,15 +478,13 @@ class Pool:
         self.open_calls += 1
         self.keeper.later(retries.delay(future.attempts), future)
 
-    def _error_of(self, future: Future, message: dict[str, Any]) -> FlowError:
-        tail = str(message.get("tail", ""))
-        why = message.get("why")
-        if why == "cancelled":
-            text = f"the call {future.name!r} was cancelled while it ran"
-            return CallCancelledError(text, task_id=self.task_id, log_tail=tail)
-        if why == "timeout":
-            return timed_out(future.name, future.options.timeout_s, task_id=self.task_id, log_tail=tail)
-        return payload.error_of(message["record"], task_id=self.task_id, log_tail=tail)
+    def _error_of(self, message: dict[str, Any]) -> FlowError:
+        record, fields = (
+            message["record"],
+            {"task_id": self.task_id, "log_tail": str(message.get("tail", ""))},
+        )
+        kind = payload.ENDINGS.get(message.get("why", ""))
+        return payload.error_of(record, **fields) if kind is None else kind(str(record["message"]), **fields)
 
     # -- lost workers
 

@@ -13,8 +13,6 @@ from typing import Any
 from flow_core import payload
 from flow_core.engine import Engine
 from flow_core.errors import (
-    CallCancelledError,
-    CallTimeoutError,
     FlowError,
     ResourceNotFoundError,
     TimeoutError,
@@ -26,7 +24,6 @@ from flow_core.futures import DONE, FAILED, SENT, Future, call_back, ending
 from flow_core.ids import is_task_id
 from flow_core.object_ref import Codec, ObjectRef, task_uri
 from flow_core.runner.parcels import Parcel
-from flow_core.runner.strict_json import from_json
 from flow_core.task_futures import of_task
 
 _ID = re.compile(r"(?P<task>[^:]+):(?P<name>[0-9a-f]{1,32}-[0-9]{1,20})")
@@ -168,7 +165,7 @@ class KeptCalls:
                 ),
             )
             return True
-        error = self._error_in(data)
+        error: FlowError | None = payload.decode_error(data, task_id=self.task_id)
         if error is None:
             try:
                 value = payload.decode_result(
@@ -180,14 +177,6 @@ class KeptCalls:
                 future.outcome = (value,)
         self._end(future, error)
         return True
-
-    def _error_in(self, data: bytes) -> FlowError | None:
-        error = payload.decode_error(data, task_id=self.task_id)
-        if error is None:
-            return None
-        why = from_json(data.partition(b"\n")[0]).get("why")
-        kind = {"cancelled": CallCancelledError, "timeout": CallTimeoutError}.get(str(why))
-        return error if kind is None else kind(error.message, task_id=self.task_id)
 
     @staticmethod
     def _end(future: Future, error: FlowError | None) -> None:

@@ -5,6 +5,7 @@ call.json   {"v": 1, "kind": "file", "module": "train.py", "function": "f", "cod
 result      {"v": 1, "ok": true, "codec": "json", "size": 11, "sha256": "…"} newline, the value's bytes
             {…, "file": "result.data"} newline, where the value is large: it lies in that file
             {"v": 1, "ok": false, "error": {"type": "ValueError", "message": …, "traceback": …, "cause": …}} newline
+            and "why", a word of `ENDINGS`, where no fault of the function has ended a call of a session
 
 The other end is `flow_core.runner.execute`; the JSON rules of both ends are `flow_core.runner.strict_json`.
 """
@@ -19,11 +20,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from flow_core.errors import (
+    CallCancelledError,
+    CallTimeoutError,
     PythonVersionMismatchError,
     ResultError,
     SerializationError,
     TaskExecutionError,
+    TaskOutOfMemoryError,
     ValidationError,
+    WorkerDiedError,
     remote_error,
 )
 from flow_core.runner.execute import DATA_FILE, WIRE_VERSION, sha256_hex
@@ -47,6 +52,16 @@ _REFUSALS = {
     "InstallFailed": TaskExecutionError,
     "PackageNotFound": TaskExecutionError,
 }
+#: How a call can end that is no fault of the function: the word for it in a file, and the error that it is.
+ENDINGS: Mapping[str, type[TaskExecutionError]] = {
+    "cancelled": CallCancelledError,
+    "timeout": CallTimeoutError,
+    "lost": WorkerDiedError,
+    "out-of-memory": TaskOutOfMemoryError,
+    "python": PythonVersionMismatchError,
+    "result": ResultError,
+}
+_ENDING_FIELDS = ("exit_code", "signal", "reason", "log_tail", "suggestions")
 _RUNNER_MODULES = frozenset({"execute", "installs", "objects", "pickles", "provision"})
 
 
@@ -127,7 +142,7 @@ def describe_result(data: bytes, **fields: Unpack[TaskErrorFields]) -> About:
     """Return what the content of a `result` file says of its value. Raises what `decode_result` raises."""
     header, _ = _opened(data, fields)
     if not header["ok"]:
-        raise error_of(header["error"], **fields)
+        raise _failure_in(header, fields)
     codec, size = header.get("codec"), header.get("size")
     if codec not in ("json", "pickle"):
         raise _result_error(f"the result is encoded as {codec!r}, which is not known here", fields)
@@ -159,7 +174,17 @@ def decode_error(data: bytes, **fields: Unpack[TaskErrorFields]) -> TaskExecutio
         header, _ = _opened(data, fields)
     except ResultError as error:
         return error
-    return None if header["ok"] else error_of(header["error"], **fields)
+    return None if header["ok"] else _failure_in(header, fields)
+
+
+def _failure_in(header: Mapping[str, Any], fields: TaskErrorFields) -> TaskExecutionError:
+    """Return the error that a header tells of."""
+    record = header["error"]
+    kind = ENDINGS.get(str(header.get("why")))
+    if kind is None:
+        return error_of(record, **fields)
+    told: TaskErrorFields = {**fields, **header.get("fields", {})}
+    return kind(str(record.get("message")), **told)
 
 
 def _opened(data: bytes, fields: TaskErrorFields) -> tuple[dict[str, Any], bytes]:
@@ -182,10 +207,15 @@ def _opened(data: bytes, fields: TaskErrorFields) -> tuple[dict[str, Any], bytes
 
 def encode_error(error: BaseException) -> bytes:
     """Return the content of a `result` file for a call that ended with `error`, as the caller saw it."""
+    header: dict[str, Any] = {"v": WIRE_VERSION, "ok": False}
     record = dict(getattr(error, "_record", None) or {})
     if not record:
         record = {"type": type(error).__name__, "module": type(error).__module__, "message": str(error)}
-    return to_json({"v": WIRE_VERSION, "ok": False, "error": record}, "header") + b"\n"
+    why = next((word for word, kind in ENDINGS.items() if type(error) is kind), None)
+    if why is not None:
+        record["message"] = getattr(error, "message", "")
+        header |= {"why": why, "fields": {name: getattr(error, name) for name in _ENDING_FIELDS}}
+    return to_json({**header, "error": record}, "header") + b"\n"
 
 
 def error_of(record: dict[str, Any], **fields: Unpack[TaskErrorFields]) -> TaskExecutionError:

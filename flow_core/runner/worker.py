@@ -403,7 +403,8 @@ class Worker:
         stream, number = call.stream, call.number
         message: dict[str, Any] = {"record": self._record(error)}
         if isinstance(error, Interrupted):
-            message["why"] = self.unwanted.pop(call.key, "cancelled")
+            message["why"] = why = self.unwanted.pop(call.key, "cancelled")
+            message["record"]["message"] = f"the call {call.definition.name!r} {_how(why, call.timeout_s)}"
         if call.log:
             message["tail"] = self._tail(*_RANGE.unpack(call.log[-_RANGE.size :]))
         if number in stream.kept:
@@ -459,6 +460,14 @@ class Worker:
             os.replace(f"{path}.{self.pid}", path)
         except OSError as error:
             sys.stderr.write(f"the outcome of call {number} could not be written: {error}\n")
+
+
+def _how(why: str, limit_s: float | None) -> str:
+    return (
+        f"was stopped at its limit of {limit_s or 0:g} s"
+        if why == "timeout"
+        else "was cancelled while it ran"
+    )
 
 
 class _Unpickler(pickle.Unpickler):

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from flow_core import Flow
-from flow_core.definitions import SessionSpec
+from flow_core.definitions import PLAIN, CallOptions, SessionSpec
 from flow_core.dispatch import Pool
 from flow_core.errors import (
     CallCancelledError,
     CallTimeoutError,
+    ResultError,
     SessionClosedError,
     TaskNotFoundError,
     ValidationError,
@@ -268,8 +269,37 @@ def test_an_error_is_collected_as_it_was(opened: Opener, home: Path) -> None:
     dying = pool.submit(sent(lambda: os._exit(3)))
     dying_id = dying.id
     assert isinstance(dying.exception(20), WorkerDiedError)
-    with pytest.raises(Exception, match="exit code 3"):
+    with pytest.raises(WorkerDiedError, match="exit code 3") as lost:
         collected(home, dying_id).result(20)
+    assert lost.value.exit_code == 3 and lost.value.suggestions
+
+
+def test_what_ended_a_call_from_outside_is_collected_as_that(opened: Opener, home: Path) -> None:
+    def kept(*args: Any, options: CallOptions = PLAIN) -> tuple[Future, str]:
+        made = pool.submit(sent(nap), args, options=options)
+        return made, made.id
+
+    pool = opened(workers=1, grace_s=0.2)
+    slow, cancelled, queued = kept(60, options=CallOptions(timeout_s=0.3)), kept(60), kept(60)
+    assert isinstance(slow[0].exception(20), CallTimeoutError)
+    queued[0].cancel()
+    eventually(lambda: cancelled[0].status == "running")
+    cancelled[0].cancel()
+    cancelled[0].exception(20)
+    with pytest.raises(CallTimeoutError, match="'nap' was stopped at its limit of 0.3 s"):
+        collected(home, slow[1]).result(20)
+    for name, match in ((cancelled[1], "while it ran"), (queued[1], "before it started")):
+        with pytest.raises(CallCancelledError, match=match) as error:
+            collected(home, name).result(20)
+        assert error.value.task_id == pool.task_id and "Remote" not in str(error.value)
+
+
+def test_a_value_that_could_not_travel_is_collected_as_that(opened: Opener, home: Path) -> None:
+    pool = opened(workers=1)
+    made = pool.submit(sent(lambda: {1}, "json"))
+    call_id = made.id
+    assert isinstance(made.exception(20), ResultError)
+    assert type(collected(home, call_id).exception(20)) is ResultError
 
 
 def test_a_call_whose_session_went_away_is_said_to_be_lost(opened: Opener, home: Path) -> None:
