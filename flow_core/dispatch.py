@@ -31,6 +31,7 @@ from flow_core.runner import parcels, wire
 
 if TYPE_CHECKING:
     from flow_core.encoding import Encoded
+    from flow_core.errors import TaskErrorFields
     from flow_core.flow import Flow
     from flow_core.object_ref import ObjectRef
     from flow_core.task import Task
@@ -479,10 +480,8 @@ class Pool:
         self.keeper.later(retries.delay(future.attempts), future)
 
     def _error_of(self, message: dict[str, Any]) -> FlowError:
-        record, fields = (
-            message["record"],
-            {"task_id": self.task_id, "log_tail": str(message.get("tail", ""))},
-        )
+        record = message["record"]
+        fields: TaskErrorFields = {"task_id": self.task_id, "log_tail": str(message.get("tail", ""))}
         kind = payload.ENDINGS.get(message.get("why", ""))
         return payload.error_of(record, **fields) if kind is None else kind(str(record["message"]), **fields)
 
