@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from flow_core.models import (
         Instance,
         LogChunk,
+        LogPosition,
         MountSpec,
         Snapshot,
         TaskConfig,
@@ -101,7 +102,9 @@ _HOMES = {
     ),
     "flow_core.apps": "FlowApp",
     "flow_core.calls": ("InvokeTask"),
-    "flow_core.models": ("Instance LogChunk MountSpec Snapshot TaskConfig TaskStatus Volume VolumeSpec"),
+    "flow_core.models": (
+        "Instance LogChunk LogPosition MountSpec Snapshot TaskConfig TaskStatus Volume VolumeSpec"
+    ),
     "flow_core.task": ("Task"),
     "flow_core.definitions": "Retries",
     "flow_core.function_options": "Serialization",
@@ -131,6 +134,7 @@ __all__ = [
     "InsufficientQuotaError",
     "InvokeTask",
     "LogChunk",
+    "LogPosition",
     "MountSpec",
     "NetworkError",
     "ObjectError",

@@ -21,7 +21,7 @@ from flow_core.errors import (
     WorkerDiedError,
 )
 from flow_core.ids import TaskId, digest
-from flow_core.models import LogChunk, Snapshot, TaskSpec, TaskStatus
+from flow_core.models import LogChunk, LogPosition, Snapshot, TaskSpec, TaskStatus
 from flow_core.providers.spi import Provider
 from flow_core.watch import Clock, SystemClock, Watch
 
@@ -154,6 +154,12 @@ class Engine:
     def read_log(self, task_id: str, *, node: int = 0, offset: int = 0, limit: int = 65536) -> LogChunk:
         """Return a piece of a node's output; see `Provider.read_log`."""
         return self.provider.read_log(task_id, node=node, offset=offset, limit=limit)
+
+    def read_logs(
+        self, wanted: Sequence[LogPosition], *, limit: int = 65536
+    ) -> Mapping[LogPosition, LogChunk]:
+        """Return what many outputs have had added, in one round trip; see `Provider.read_logs`."""
+        return self.provider.read_logs(wanted, limit=limit) if wanted else {}
 
     def follow(self, task_id: str, *, node: int = 0, offset: int = 0) -> Iterator[str]:
         """Yield a node's output line by line, each with its newline, until the task has ended and all has been read."""

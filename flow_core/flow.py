@@ -23,7 +23,7 @@ from flow_core.calls import (
 from flow_core.engine import SPEC_LABEL, Engine
 from flow_core.errors import FlowError, ObjectNotFoundError, ProviderError, ValidationError, close_names
 from flow_core.ids import random_key
-from flow_core.models import Instance, Snapshot, SpecFile, TaskConfig, TaskSpec, Volume
+from flow_core.models import Instance, LogChunk, LogPosition, Snapshot, SpecFile, TaskConfig, TaskSpec, Volume
 from flow_core.object_ref import ObjectRef, pickled_refs, revived
 from flow_core.objects import Objects
 from flow_core.providers.spi import Provider, Volumes
@@ -306,6 +306,15 @@ class Flow:
     def poll(self, task_ids: Collection[str]) -> dict[str, Snapshot]:
         """Return fresh snapshots of exactly these tasks in one round trip; unknown ones are LOST."""
         return self.engine.poll(task_ids)
+
+    def read_logs(
+        self, wanted: Sequence[LogPosition], *, limit: int = 65536
+    ) -> Mapping[LogPosition, LogChunk]:
+        """Return what many tasks have printed since these positions, up to `limit` bytes in all, in one round trip.
+
+        The bytes are shared out fairly; a task that nobody knows, or whose machine is silent, is left out.
+        """
+        return self.engine.read_logs(wanted, limit=limit)
 
     def cancel(self, task_ids: Collection[str]) -> None:
         """Ask tasks to stop; ended and unknown ones are left alone."""

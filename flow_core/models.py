@@ -14,13 +14,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from flow_core import gpus
-from flow_core.status import LogChunk, Reason, Snapshot, TaskStatus
+from flow_core.status import LogChunk, LogPosition, Reason, Snapshot, TaskStatus
 from flow_core.storage import Instance, MountPoint, MountSpec, Volume, VolumeSpec
 from flow_core.values import Count, Items, Number, Refusal, Text, Value, matching, sendable, shown
 
 __all__ = [
     "Instance",
     "LogChunk",
+    "LogPosition",
     "MountPoint",
     "MountSpec",
     "Reason",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
+from typing import NamedTuple
 
 Reason = str
 """Why a task is where it is; a word from this list, or one that a newer runner knows and this release does not.
@@ -125,3 +126,11 @@ class LogChunk:
     data: bytes
     next_offset: int
     end: bool
+
+
+class LogPosition(NamedTuple):
+    """Where to read on in the output of one of a task's machines: `offset` bytes are known already."""
+
+    task_id: str
+    node: int = 0
+    offset: int = 0

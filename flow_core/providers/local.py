@@ -19,7 +19,7 @@ from typing import ClassVar
 from flow_core.config import Settings
 from flow_core.errors import ProviderUnavailable, SpecRejected, TaskNotFoundError
 from flow_core.ids import TaskId
-from flow_core.models import Instance, LogChunk, Snapshot, TaskSpec
+from flow_core.models import Instance, LogChunk, LogPosition, Snapshot, TaskSpec
 from flow_core.providers import folder as folders
 from flow_core.providers.folder import Job
 from flow_core.providers.local_machine import Devices, container_engine
@@ -27,7 +27,7 @@ from flow_core.providers.local_sessions import LocalSessions
 from flow_core.providers.local_shell import LocalShell
 from flow_core.providers.local_volumes import LocalVolumes
 from flow_core.providers.spi import Provider
-from flow_core.runner import machine, slots
+from flow_core.runner import logs, machine, slots
 from flow_core.runner.bell import FolderBell
 from flow_core.runner.inventory import UNBUFFERED, base_environment, can_mount
 
@@ -151,8 +151,17 @@ class LocalProvider(Provider):
 
     def read_log(self, task_id: str, *, node: int = 0, offset: int = 0, limit: int = 65536) -> LogChunk:
         with folders.told():
-            data, next_offset, end = machine.read_log(str(self.home), task_id, node, offset, limit)
+            data, next_offset, end = logs.read_log(str(self.home), task_id, node, offset, limit)
         return LogChunk(data=data, next_offset=next_offset, end=end)
+
+    def read_logs(
+        self, wanted: Sequence[LogPosition], *, limit: int = 65536
+    ) -> Mapping[LogPosition, LogChunk]:
+        return {
+            at: LogChunk(*piece)
+            for at, piece in zip(wanted, logs.read_logs(str(self.home), [*wanted], limit), strict=True)
+            if piece is not None
+        }
 
     def read(self, task_id: str, path: str) -> bytes:
         return Path(self.locate(task_id, path)).read_bytes()

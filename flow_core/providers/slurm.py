@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from flow_core.config import Settings
 from flow_core.errors import SpecRejected
-from flow_core.models import Instance, LogChunk, Snapshot, TaskSpec, TaskStatus
+from flow_core.models import Instance, LogChunk, LogPosition, Snapshot, TaskSpec, TaskStatus
 from flow_core.providers import folder as folders
 from flow_core.providers import slurm_machines, slurm_script
 from flow_core.providers.folder import Job
@@ -29,7 +29,7 @@ from flow_core.providers.slurm_sessions import SlurmSessions
 from flow_core.providers.slurm_shell import SlurmShell
 from flow_core.providers.slurm_site import Site
 from flow_core.providers.spi import Provider
-from flow_core.providers.transfers import fetch_file
+from flow_core.providers.transfers import fetch_file, read_logs
 from flow_core.runner import slurm_states
 from flow_core.runner.inventory import UNBUFFERED
 from flow_core.runner.slurm_facts import job_name
@@ -277,11 +277,21 @@ class SlurmProvider(Provider):
     def read_log(self, task_id: str, *, node: int = 0, offset: int = 0, limit: int = 65536) -> LogChunk:
         answer = self.site.ask("read_log", task_id=task_id, node=node, offset=offset, limit=limit)
         chunk = LogChunk(data=answer.data, next_offset=answer.value["next_offset"], end=answer.value["end"])
-        if not chunk.data and not chunk.end and time.monotonic() - self._asked_at >= _QUEUE_S:
-            self.poll(
-                [task_id]
-            )  # a killed job leaves no record by itself, and a reader may be the only one who looks
+        if not chunk.data and not chunk.end:
+            self._look_after([task_id])
         return chunk
+
+    def read_logs(
+        self, wanted: Sequence[LogPosition], *, limit: int = 65536
+    ) -> Mapping[LogPosition, LogChunk]:
+        chunks = read_logs(self.site.transport, self.site.home, wanted, limit)
+        self._look_after([at.task_id for at, chunk in chunks.items() if not chunk.data and not chunk.end])
+        return chunks
+
+    def _look_after(self, silent: Sequence[str]) -> None:
+        """Poll tasks that say nothing: a killed job leaves no record by itself, and a reader may be all who look."""
+        if silent and time.monotonic() - self._asked_at >= _QUEUE_S:
+            self.poll(silent)
 
     def fetch(self, task_id: str, path: str, into: Path) -> None:
         fetch_file(self.site.transport, str(self.locate(task_id, path)), into)

@@ -14,7 +14,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
-from flow_core.models import Instance, LogChunk, Snapshot, TaskSpec, Volume
+from flow_core.errors import TaskNotFoundError
+from flow_core.models import Instance, LogChunk, LogPosition, Snapshot, TaskSpec, Volume
 
 
 class Provider(ABC):
@@ -85,6 +86,28 @@ class Provider(ABC):
         reading from `next_offset` until `end` yields every byte once. Pieces may split a character.
         Raises TaskNotFoundError.
         """
+
+    def read_logs(
+        self, wanted: Sequence[LogPosition], *, limit: int = 65536
+    ) -> Mapping[LogPosition, LogChunk]:
+        """Return what many outputs have had added since these positions, in one round trip.
+
+        Each piece is as `read_log` would return it, from an offset that is not negative. They have up to `limit` bytes
+        in all (or one byte each where that is more), shared out so that nobody's flood holds up another: who has little
+        to say gets it in full. What cannot be read is left out: unknown tasks, machines that are silent; `poll` says
+        what became of those. Raises ProviderUnavailable when nothing can be read.
+        """
+        chunks: dict[LogPosition, LogChunk] = {}
+        for count, at in zip(range(len(wanted), 0, -1), wanted, strict=True):
+            try:
+                chunk = self.read_log(
+                    at.task_id, node=at.node, offset=at.offset, limit=max(1, limit // count)
+                )
+            except TaskNotFoundError:
+                continue
+            chunks[at] = chunk
+            limit -= len(chunk.data)
+        return chunks
 
     @abstractmethod
     def cancel(self, task_ids: Collection[str]) -> None:

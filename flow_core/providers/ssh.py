@@ -17,7 +17,7 @@ from typing import ClassVar
 from flow_core.config import Settings
 from flow_core.errors import ConfigError, FlowError, ProviderUnavailable, ResourceNotFoundError, SpecRejected
 from flow_core.ids import TaskId
-from flow_core.models import Instance, LogChunk, Snapshot, TaskSpec
+from flow_core.models import Instance, LogChunk, LogPosition, Snapshot, TaskSpec
 from flow_core.providers import folder as folders
 from flow_core.providers import ssh_orders
 from flow_core.providers.spi import Provider
@@ -35,7 +35,7 @@ from flow_core.providers.ssh_places import (
 )
 from flow_core.providers.ssh_shell import SSHSessions, SSHShell
 from flow_core.providers.ssh_watch import Watcher, is_id
-from flow_core.providers.transfers import fetch_file
+from flow_core.providers.transfers import fetch_file, read_logs
 
 #: So many tasks of one `submit_many` are submitted side by side: enough to fill the time that words take to travel.
 _AT_ONCE = 8
@@ -187,6 +187,21 @@ class SSHProvider(Provider):
         args = {"home": host.home, "task_id": task_id, "node": node, "offset": offset, "limit": limit}
         answer = host.transport.call("read_log", args)
         return LogChunk(data=answer.data, next_offset=answer.value["next_offset"], end=answer.value["end"])
+
+    def read_logs(
+        self, wanted: Sequence[LogPosition], *, limit: int = 65536
+    ) -> Mapping[LogPosition, LogChunk]:
+        there, silent = self._watcher.hosts_of(wanted)
+
+        def ask(host: Host) -> Mapping[LogPosition, LogChunk]:
+            part = limit * len(there[host]) // len(wanted)
+            return read_logs(host.transport, host.home, there[host], part)
+
+        answers, unheard = together(there, ask, patience_s=_PATIENCE_S)
+        silent = {**silent, **unheard}
+        if silent and not answers:
+            raise self._fleet.nobody(silent)
+        return {at: chunk for answer in answers.values() for at, chunk in answer.items()}
 
     def fetch(self, task_id: str, path: str, into: Path) -> None:
         host = self._watcher.host_of(task_id, 0)

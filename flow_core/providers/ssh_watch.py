@@ -10,7 +10,7 @@ from typing import Any
 
 from flow_core.errors import FlowError, TaskNotFoundError
 from flow_core.ids import TaskId
-from flow_core.models import Snapshot, TaskStatus
+from flow_core.models import LogPosition, Snapshot, TaskStatus
 from flow_core.providers import folder as folders
 from flow_core.providers.ssh_fleet import Fleet, keep, others
 from flow_core.providers.ssh_hosts import Host, together
@@ -62,6 +62,24 @@ class Watcher:
         if host is None:
             raise TaskNotFoundError(f"task {task_id} was on {self._fleet.absence(placement)}")
         return host
+
+    def hosts_of(
+        self, wanted: Sequence[LogPosition]
+    ) -> tuple[dict[Host, list[LogPosition]], dict[Host, FlowError]]:
+        """Sort logs by the host that has them, and say which hosts could not be asked; unknown tasks are left out."""
+        ids = [task_id for task_id in dict.fromkeys(at.task_id for at in wanted) if is_id(task_id)]
+        placements = {task_id: self._fleet.recall(task_id) for task_id in ids}
+        unknown = [task_id for task_id, placement in placements.items() if placement is None]
+        answers, silent = self._ask(unknown) if unknown else ({}, {})
+        for task_id in unknown:
+            placements[task_id] = self._placement(task_id, _said_of(task_id, answers))
+        there: dict[Host, list[LogPosition]] = {}
+        for at in wanted:
+            placement = placements.get(at.task_id)
+            host = placement and self._fleet.host(placement.of_node(at.node) or placement.places[0])
+            if host:
+                there.setdefault(host, []).append(at)
+        return there, silent
 
     # -- asking
 

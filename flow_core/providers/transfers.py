@@ -1,4 +1,4 @@
-"""Files to and from a machine, over a transport: in pieces, whole or not at all, and only what is not there."""
+"""Files to and from a machine, over a transport: in pieces, whole or not at all, and only what is not there; logs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flow_core import archive
 from flow_core.errors import ValidationError
+from flow_core.models import LogChunk, LogPosition
 from flow_core.providers import folder as folders
 from flow_core.providers.transport import Transport
 
@@ -29,6 +30,22 @@ def fetch_file(transport: Transport, path: str, into: Path) -> None:
             if offset >= answer.value["size"] or not answer.data:
                 return
             limit = _next_piece(limit, time.monotonic() - begun)
+
+
+def read_logs(
+    transport: Transport, home: str, wanted: Sequence[LogPosition], limit: int
+) -> dict[LogPosition, LogChunk]:
+    """Do `Provider.read_logs` for tasks of one home. Raises ProviderUnavailable."""
+    answer = transport.call("read_logs", {"home": home, "wanted": wanted, "limit": limit})
+    chunks = {at: LogChunk(data=b"", next_offset=at.offset, end=False) for at in wanted}
+    for index in answer.value["lost"]:
+        del chunks[wanted[index]]
+    begin = 0
+    for index, size, end in answer.value["news"]:
+        at, data = wanted[index], answer.data[begin : begin + size]
+        chunks[at] = LogChunk(data=data, next_offset=at.offset + size, end=end)
+        begin += size
+    return chunks
 
 
 def send_blob(transport: Transport, home: str, sha: str, source: Path | bytes) -> None:

@@ -16,7 +16,7 @@ import tempfile
 import threading
 from typing import Any, Callable, NamedTuple
 
-from . import bell, blobs, cluster, frames, inventory, machine, notes, proc, slurm_look, slurm_tools
+from . import bell, blobs, cluster, frames, inventory, logs, machine, notes, proc, slurm_look, slurm_tools
 from .machine import Refused
 
 #: A client asks for a sign of life far more often; one that is silent for so long is gone and nobody told us.
@@ -187,9 +187,24 @@ def create(
 
 
 def read_log(home: str, task_id: str, node: int, offset: int, limit: int) -> Answer:
-    """Do `machine.read_log`: {next_offset, end}, and the bytes."""
-    data, next_offset, end = machine.read_log(home, task_id, node, offset, limit)
+    """Do `logs.read_log`: {next_offset, end}, and the bytes."""
+    data, next_offset, end = logs.read_log(home, task_id, node, offset, limit)
     return Answer({"next_offset": next_offset, "end": end}, data)
+
+
+def read_logs(home: str, wanted: list[tuple[str, int, int]], limit: int) -> Answer:
+    """Do `logs.read_logs`: {news, lost}, and the bytes of one after the other.
+
+    `news` is a list of [index, number of bytes, end], without those that neither have news nor end; `lost` are indexes.
+    """
+    news, lost, pieces = [], [], []
+    for index, one in enumerate(logs.read_logs(home, wanted, limit)):
+        if one is None:
+            lost.append(index)
+        elif one[0] or one[2]:
+            news.append([index, len(one[0]), one[2]])
+            pieces.append(one[0])
+    return Answer({"news": news, "lost": lost}, b"".join(pieces))
 
 
 def _whole(files: list[dict[str, Any]], data: bytes) -> list[dict[str, Any]]:
@@ -242,6 +257,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "poll": machine.poll,
     "survey": machine.survey,
     "read_log": read_log,
+    "read_logs": read_logs,
     "locate": machine.locate,
     "cancel": machine.cancel,
     "release": machine.release,

@@ -401,22 +401,6 @@ def poll(home: str, task_ids: list[str]) -> dict[str, dict[str, Any] | None]:
     return facts
 
 
-def read_log(home: str, task_id: str, node: int, offset: int, limit: int) -> tuple[bytes, int, bool]:
-    """Return (up to `limit` bytes of a node's output, where to go on, whether nothing will follow)."""
-    folder = existing(home, task_id)
-    # Looked at first: what is written before the end is then in the file.
-    final = os.path.exists(os.path.join(folder, "exit.json"))
-    try:
-        with open(os.path.join(folder, f"log.{int(node)}"), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            start = max(0, size + offset) if offset < 0 else offset
-            file.seek(start)
-            data = file.read(limit)
-    except FileNotFoundError:
-        return b"", max(0, offset), final
-    return data, start + len(data), final and start + len(data) >= size
-
-
 def locate(home: str, task_id: str, name: str) -> str:
     """Return the path of a file in a task's folder. Raises Refused (task-not-found, not-found, invalid)."""
     folder = existing(home, task_id)

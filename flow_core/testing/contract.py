@@ -27,7 +27,7 @@ from flow_core import config, providers
 from flow_core.engine import Engine
 from flow_core.errors import ResourceNotFoundError, SpecRejected, TaskNotFoundError, ValidationError
 from flow_core.ids import TaskId, digest, random_key
-from flow_core.models import Snapshot, TaskConfig, TaskSpec, TaskStatus
+from flow_core.models import LogChunk, LogPosition, Snapshot, TaskConfig, TaskSpec, TaskStatus
 from flow_core.providers.spi import Provider
 
 #: Strings that a shell, a path, a URL or a JSON document could mangle.
@@ -368,6 +368,57 @@ class ProviderContract:
         for unknown in (self.new_id(), "no-id-of-ours"):
             with pytest.raises(TaskNotFoundError):
                 provider.read_log(unknown)
+
+    # -- read_logs
+
+    def test_many_logs_are_read_together_each_byte_once(self, provider: Provider) -> None:
+        one, two = (self.start(provider, f"seq {first} {first + 400}; printf end") for first in (1, 5000))
+        pair = self.start(provider, 'echo "node $FLOW_NODE_RANK"; sleep 0.2; echo done', num_instances=2)
+        places = [(one, 0), (two, 0), (pair, 0), (pair, 1)]
+        said, offsets, ended = dict.fromkeys(places, b""), dict.fromkeys(places, 0), set[tuple[str, int]]()
+
+        def read_on() -> bool:
+            wanted = [LogPosition(*place, offsets[place]) for place in places if place not in ended]
+            chunks = provider.read_logs(wanted, limit=1500)
+            assert set(chunks) == set(wanted)
+            for at, chunk in chunks.items():
+                place = at.task_id, at.node
+                assert chunk.next_offset == at.offset + len(chunk.data)
+                said[place], offsets[place] = said[place] + chunk.data, chunk.next_offset
+                if chunk.end:
+                    ended.add(place)
+            return len(ended) == len(places)
+
+        self.until("the end of all logs", read_on)
+        assert {place: data.decode() for place, data in said.items()} == {
+            place: self.output(provider, place[0], node=place[1]) for place in places
+        }
+        assert said[one, 0].endswith(b"401\nend") and said[pair, 1] == b"node 1\ndone\n"
+
+    def test_who_has_much_to_say_leaves_the_others_their_part(self, provider: Provider) -> None:
+        flood = self.start(provider, "seq 1 20000")
+        quiet = [self.start(provider, f"echo quiet {number}") for number in range(3)]
+        for task_id in (flood, *quiet):
+            self.end(provider, task_id)
+        for wanted in ([flood, *quiet], [*quiet, flood]):
+            chunks = provider.read_logs([LogPosition(task_id) for task_id in wanted], limit=400)
+            assert [chunks[LogPosition(task_id)].data for task_id in quiet] == [
+                f"quiet {number}\n".encode() for number in range(3)
+            ]
+            assert 20 <= len(chunks[LogPosition(flood)].data) <= 400
+            assert sum(len(chunk.data) for chunk in chunks.values()) <= 400
+            assert not chunks[LogPosition(flood)].end
+
+    def test_logs_that_cannot_be_read_are_left_out_and_the_others_are_there(self, provider: Provider) -> None:
+        live = self.start(provider, "echo ready; sleep 100")
+        self.running(provider, live)
+        nobody = [LogPosition(self.new_id()), LogPosition("no-id-of-ours", 0, 3)]
+        chunks = provider.read_logs([nobody[0], LogPosition(live), nobody[1], LogPosition(live, 0, 6)])
+        assert chunks == {
+            LogPosition(live): LogChunk(b"ready\n", 6, end=False),
+            LogPosition(live, 0, 6): LogChunk(b"", 6, end=False),
+        }
+        assert provider.read_logs(nobody) == {}
 
     # -- cancel
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flow_core.models import TaskStatus
+from flow_core.models import LogChunk, TaskStatus
 from flow_core.providers import folder as folders
 from flow_core.providers.local import LocalProvider
 from flow_core.runner import machine
@@ -143,6 +143,32 @@ def announce_the_end_of_a_log_too_early(patch: P) -> None:
     wrap(patch, "read_log", read_log)
 
 
+def read_many_logs_from_the_start(patch: P) -> None:
+    def read_logs(original: Any, self: LocalProvider, wanted: Any, **how: Any) -> Any:
+        chunks = original(self, [at._replace(offset=0) for at in wanted], **how)
+        return {at: chunks[at._replace(offset=0)] for at in wanted if at._replace(offset=0) in chunks}
+
+    wrap(patch, "read_logs", read_logs)
+
+
+def let_a_flood_hold_up_the_others(patch: P) -> None:
+    def read_logs(original: Any, self: LocalProvider, wanted: Any, *, limit: int = 65536) -> Any:
+        chunks: dict[Any, Any] = {}
+        for at in wanted:
+            chunks |= original(self, [at], limit=max(1, limit))
+            limit -= len(chunks[at].data)
+        return chunks
+
+    wrap(patch, "read_logs", read_logs)
+
+
+def answer_for_the_logs_of_unknown_tasks(patch: P) -> None:
+    def read_logs(original: Any, self: LocalProvider, wanted: Any, **how: Any) -> Any:
+        return {at: LogChunk(b"", at.offset, end=False) for at in wanted} | original(self, wanted, **how)
+
+    wrap(patch, "read_logs", read_logs)
+
+
 def kill_the_first_process_alone(patch: P) -> None:
     runner(patch, "ranks.py", "os.killpg(self.pid, number)", "os.kill(self.pid, number)")
     runner(patch, "main.py", "proc.adopt_orphans()", "pass")
@@ -223,6 +249,11 @@ DEFECTS = {
         Defect(leave_unknown_ids_out, "exactly the ids asked for", "test_poll_answers_exactly"),
         Defect(ignore_the_exit_code, "exit codes decide", "test_the_exit_code_decides_the_status"),
         Defect(announce_the_end_of_a_log_too_early, "`end` is True only when …", "test_a_log_is_whole"),
+        Defect(
+            read_many_logs_from_the_start, "added since these positions", "test_many_logs_are_read_together"
+        ),
+        Defect(let_a_flood_hold_up_the_others, "nobody's flood holds up another", "test_who_has_much_to_say"),
+        Defect(answer_for_the_logs_of_unknown_tasks, "is left out", "test_logs_that_cannot_be_read"),
         Defect(kill_the_first_process_alone, "until the last process is gone", "test_cancel_ends_the_whole"),
         Defect(
             forget_a_cancel_before_the_start, "also if it has not started", "test_cancel_right_after_submit"
