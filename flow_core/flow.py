@@ -282,14 +282,27 @@ class Flow:
 
     # -- finding
 
-    def get_task(self, task_id: str) -> Task:
-        """Return the handle of an existing task; a function call's is an InvokeTask. Raises TaskNotFoundError."""
-        seen = self.engine.get(task_id)
-        return self._handle(seen)
+    def get_task(
+        self, task_id: str, *, serialization: Serialization = "json", result: ResultForm | None = None
+    ) -> Task:
+        """Return the handle of an existing task; a function call's is an InvokeTask. Raises TaskNotFoundError.
 
-    def _handle(self, seen: Snapshot) -> Task:
+        `serialization` and `result` are for a call, as in `InvokeTask.from_id`.
+        """
+        return self._handle(self.engine.get(task_id), serialization, result)
+
+    def _handle(
+        self, seen: Snapshot, serialization: Serialization = "json", result: ResultForm | None = None
+    ) -> Task:
         if seen.labels.get(KIND_LABEL) == "call":
-            return InvokeTask(self.engine, seen.task_id, seen=seen, objects=self.objects)
+            return InvokeTask(
+                self.engine,
+                seen.task_id,
+                seen=seen,
+                objects=self.objects,
+                serialization=serialization,
+                result=result,
+            )
         return Task(self.engine, seen.task_id, seen=seen)
 
     def find(self, idempotency_key: str) -> Task | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
@@ -199,14 +200,51 @@ def test_contradictory_arguments_are_refused_when_the_dag_is_read(arguments: dic
         FlowGPUOperator(task_id="node", **arguments)
 
 
+#: Airflow knows who the node is: the key is ours.
+FIELDS = set(TaskConfig.model_fields) - {"idempotency_key"} | {"gpu"}
+
+
 def test_the_operator_takes_every_field_of_a_task_and_templates_it() -> None:
-    # Airflow knows who the node is: the key is ours.
-    fields = set(TaskConfig.model_fields) - {"idempotency_key"} | {"gpu", "provider", "op_args", "op_kwargs"}
-    assert fields <= set(FlowGPUOperator.template_fields)
+    assert FIELDS | {"provider", "op_args", "op_kwargs"} <= set(FlowGPUOperator.template_fields)
 
 
-def test_a_command_that_looks_like_a_file_name_is_not_read_as_one() -> None:
-    assert not FlowGPUOperator(task_id="node", command="bash train.sh").template_ext
+@pytest.mark.parametrize("field", sorted(FIELDS - {"command", "shell", "script"}))
+def test_every_field_of_a_task_can_be_given_by_its_name_and_mapped_over(field: str) -> None:
+    given: dict[str, Any] = {field: "{{ ds }}"}
+    operator = FlowGPUOperator(task_id="node", command="true", **given)
+    assert getattr(operator, field) == "{{ ds }}"
+    FlowGPUOperator.partial(task_id="mapped", command="true").expand(**{field: ["{{ ds }}"]})
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("gpus", "Did you mean 'gpu'?"),
+        ("max_runtime_hours", "Did you mean 'max_run_time_hours'?"),
+        ("retrys", "Did you mean 'retries'?"),
+        ("op_arg", "Did you mean 'op_args'?"),
+        ("idempotency_key", "Airflow says who the node is"),
+    ],
+)
+def test_an_argument_that_is_not_known_is_refused_with_the_one_that_was_meant(name: str, hint: str) -> None:
+    wrong: dict[str, Any] = {name: 1}
+    with pytest.raises(TypeError, match=rf"FlowGPUOperator takes no argument '{name}'\. {re.escape(hint)}"):
+        FlowGPUOperator(task_id="node", command="true", **wrong)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"command": "bash train.sh"}, {"shell": "train.sh"}, {"command": ["a", "b.sh"]}]
+)
+def test_a_command_that_looks_like_a_file_name_is_not_read_as_one(arguments: dict[str, Any]) -> None:
+    operator = FlowGPUOperator(task_id="node", env={"A": "x.sh"}, **arguments)
+    operator.render_template_fields({})
+    assert {name: getattr(operator, name) for name in arguments} == arguments
+    assert operator.env == {"A": "x.sh"}
+
+
+def test_a_way_to_send_values_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ValueError, match="serialization='yaml' is neither 'json' nor 'pickle'"):
+        FlowGPUOperator(task_id="node", module="a.py", function="f", serialization="yaml")  # type: ignore[arg-type]
 
 
 # -- the trigger

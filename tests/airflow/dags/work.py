@@ -82,3 +82,9 @@ def talk(lines: int, pause: float) -> int:
         print(f"line {number:03d} 100% {{x}} %s ü \\n", flush=True)
         time.sleep(pause)
     return lines
+
+
+def names(values: list[str], seconds: float = 0.0) -> set[str]:
+    """Return what JSON does not carry."""
+    time.sleep(seconds)
+    return set(values)

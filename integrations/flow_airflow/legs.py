@@ -1,0 +1,279 @@
+"""The legs of a try that stands for one Flow task: submit or adopt, follow, defer, take over, stop, abandon.
+
+What the task is, a subclass says. Waiting and cancelling are engine calls; nothing here knows of commands or functions.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from abc import abstractmethod
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from airflow.configuration import conf
+from airflow.sdk import BaseOperator
+
+from flow_airflow.compat import AirflowTaskTimeout, TaskDeferralError, TaskDeferralTimeout
+from flow_airflow.failures import to_airflow
+from flow_airflow.logs import TaskLog
+from flow_airflow.nodes import Node, will_retry
+from flow_airflow.stopping import Stop, cancel_key
+from flow_airflow.triggers import FlowEvent, FlowTaskTrigger
+from flow_core.errors import FlowError, FlowTimeoutError, close_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from airflow.sdk import Context
+
+    from flow_core import Flow, Task
+
+#: The XCom that holds the id of the Flow task while it runs, for FlowTaskSensor and for people.
+TASK_ID_XCOM = "flow_task_id"
+
+#: Under this name Airflow 3.3 remembers, across tries and clears, which key a task instance last worked
+#: under.
+_STATE_KEY = "flow_key"
+
+#: The worker looks at the output this often.
+_LOOK_S = 0.5
+
+#: Airflow's own timeout of the deferral is this much behind ours: it only matters while no triggerer runs.
+_TRIGGERER_GRACE_S = 60.0
+
+
+class FlowOperator(BaseOperator):
+    """An Airflow task that stands for one Flow task, which its node's key names.
+
+    The work outlives the worker: a retry after the worker died adopts the running task, a retry after the
+    work itself failed starts anew, and so does a clear after success. Marking or clearing the task and
+    `execution_timeout` cancel the work. With `deferrable` the worker waits for the first `defer_after_s`
+    seconds, then the triggerer does: it asks every `poll_interval_s`, in one poll with all others that wait
+    for tasks of the provider, and tells `hold_event_s` after the deferral at the earliest; see
+    FlowTaskTrigger.
+
+    Results stay on the provider for its retention time and are not released here: Airflow stores the XCom
+    only after `execute` has returned, and a worker that dies in between must find the result again.
+    """
+
+    ui_color = "#d8f0dc"
+
+    def __init__(
+        self,
+        *,
+        provider: str | None = None,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        defer_after_s: float = 10.0,
+        hold_event_s: float = 10.0,
+        poll_interval_s: float = 2.0,
+        **kwargs: Any,
+    ) -> None:
+        refuse_unknown(type(self), kwargs)
+        super().__init__(**kwargs)
+        self.provider = provider
+        self.deferrable = deferrable
+        self.defer_after_s = defer_after_s
+        self.hold_event_s = hold_event_s
+        self.poll_interval_s = poll_interval_s
+        self._stop: Stop | None = None
+        self._executing = False
+
+    # -- what a subclass says
+
+    @abstractmethod
+    def submit(self, context: Context, flow: Flow, node: Node) -> Task:
+        """Submit what the node is to do, under `node.key`, and return its task; the same one when it is there."""
+
+    def reopen(self, flow: Flow, task_id: str) -> Task:
+        """Return the handle of what `submit` has submitted in another process."""
+        return flow.get_task(task_id)
+
+    def value(self, context: Context, task: Task) -> Any:  # noqa: ARG002  # for subclasses
+        """Return what an ended task hands on. Raises what says how it failed."""
+        return task.result(timeout=0)
+
+    @property
+    def machines(self) -> int:
+        """The number of machines whose output there is."""
+        return 1
+
+    # -- the legs
+
+    def execute(self, context: Context) -> Any:
+        """Submit or adopt the node's task and wait for it; return its result. Defers when it takes long."""
+        node = Node.from_context(context)
+        with self._leg(context, node) as flow:
+            self._retire_predecessors(context, flow, node)
+            task = self.submit(context, flow, node)
+            context["ti"].xcom_push(key=TASK_ID_XCOM, value=task.task_id)
+            self.log.info("Flow task %s.", task.task_id)
+            return self._follow(context, task, TaskLog(task, nodes=self.machines))
+
+    def execute_complete(self, context: Context, event: FlowEvent) -> Any:
+        """Take over from the trigger: show the rest of the output and return the result."""
+        node = Node.from_context(context)
+        with self._leg(context, node) as flow:
+            task = self.reopen(flow, event["flow_task_id"])
+            if event["outcome"] == "deadline":
+                task.cancel()
+                raise AirflowTaskTimeout(f"Flow task {task.task_id} took over {self.execution_timeout}.")
+            return self._follow(context, task, TaskLog(task, offsets=event["log_offsets"]))
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Do what Airflow does, but leave no work behind that nobody will ask for again."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except TaskDeferralTimeout:
+            self._abandon(context)
+            raise
+        except TaskDeferralError:
+            if not will_retry(context):
+                self._abandon(context)
+            raise
+
+    def on_kill(self) -> None:
+        """Cancel the node's task: Airflow ends this try."""
+        if self._stop is not None:
+            self._stop.request()
+            if not self._executing:  # it has timed out; in a signal's handler it goes on, and waits itself
+                self._stop.wait(30.0)
+
+    @contextmanager
+    def _leg(self, context: Context, node: Node) -> Iterator[Flow]:
+        """Make `on_kill` work, and translate errors, while `execute` or its continuation runs."""
+        self._stop = Stop(self._connect, node.key)
+        self._executing = True
+        try:
+            yield self._connect()
+        except Exception as error:
+            hopeless = to_airflow(error)
+            if hopeless is not None or not will_retry(context):
+                self._abandon(context)
+            if hopeless is not None:
+                raise hopeless from error
+            raise
+        finally:
+            self._executing = False
+
+    def _abandon(self, context: Context) -> None:
+        """Cancel what may still run under this node: no later try will come for it."""
+        try:
+            cancelled = cancel_key(self._connect(), Node.from_context(context).key)
+        except FlowError as error:
+            self.log.warning("The work may still run, it could not be cancelled: %s", error)
+        else:
+            if cancelled is not None:
+                self.log.info("Cancelled Flow task %s.", cancelled.task_id)
+
+    def _connect(self) -> Flow:
+        from flow_core import Flow
+
+        return Flow(provider=self.provider)
+
+    # -- what was here before
+
+    def _retire_predecessors(self, context: Context, flow: Flow, node: Node) -> None:
+        """Return when nothing runs any more of what this task instance did before it was cleared.
+
+        Whoever was there for the clear has cancelled it, but nobody was when no triggerer ran, or the worker
+        was dead and not yet missed; and it may take its time. Airflow 3.3 remembers the key, also across the
+        end of the run.
+        """
+        keys = [one.key for one in node.predecessors]
+        store: Any = context.get("task_state_store")
+        if store is not None:
+            before = store.get(_STATE_KEY)
+            if before != node.key:
+                keys += [before] if isinstance(before, str) and before not in keys else []
+                store.set(_STATE_KEY, node.key)
+        for key in keys:
+            task = cancel_key(flow, key)
+            if task is not None:
+                self.log.info(
+                    "Waiting for the end of Flow task %s: it ran before this task was cleared.", task.task_id
+                )
+                self._await_end(task)
+
+    def _await_end(self, task: Task) -> None:
+        while not ends_within(task, _LOOK_S):
+            self._check_stop()
+
+    # -- waiting
+
+    def _follow(self, context: Context, task: Task, log: TaskLog) -> Any:
+        """Show the output until the task has ended and return its result, or defer."""
+        defer_at = time.monotonic() + self.defer_after_s
+        ended = False
+        while not ended:
+            ended = ends_within(task, _LOOK_S)
+            self._check_stop()
+            self._show(log)
+            if not ended and self.deferrable and time.monotonic() >= defer_at:
+                self._defer(context, task, log)
+        return self.value(context, task)
+
+    def _check_stop(self) -> None:
+        if self._stop is not None:
+            self._stop.check()
+
+    def _show(self, log: TaskLog) -> None:
+        while not log.ended:
+            try:
+                lines = log.read()
+            except FlowError as error:
+                if not error.retryable:
+                    raise
+                self.log.warning("The output is out of reach at the moment: %s", error.message)
+                return
+            for line in lines:
+                self.log.info("%s", line)
+            if log.caught_up:
+                return
+
+    def _defer(self, context: Context, task: Task, log: TaskLog) -> NoReturn:
+        deadline = self._deadline(context)
+        left = None if deadline is None else max(1.0, deadline - time.time())
+        self.log.info("Flow task %s goes on; the triggerer waits for it.", task.task_id)
+        self.defer(
+            trigger=FlowTaskTrigger(
+                flow_task_id=task.task_id,
+                provider=self.provider,
+                log_offsets=log.offsets,
+                deadline=deadline,
+                hold_s=self.hold_event_s,
+                poll_interval_s=self.poll_interval_s,
+            ),
+            method_name="execute_complete",
+            timeout=None if left is None else timedelta(seconds=left + _TRIGGERER_GRACE_S),
+        )
+        raise AssertionError("defer() returned")
+
+    def _deadline(self, context: Context) -> float | None:
+        """When `execution_timeout` is up, as Unix time: Airflow forgets it while a task is deferred."""
+        if self.execution_timeout is None:
+            return None
+        return (context["ti"].start_date + self.execution_timeout).timestamp()
+
+
+def ends_within(task: Task, seconds: float) -> bool:
+    """Wait for the end of a task, but not longer than this; return whether it has come."""
+    try:
+        task.wait(timeout=seconds)
+    except FlowTimeoutError:
+        return False
+    return True
+
+
+def refuse_unknown(operator: type[BaseOperator], left: Iterable[str]) -> None:
+    """Raise TypeError, with the names that look alike, if an argument that is `left` is not one of Airflow's own."""
+    airflows = set(inspect.signature(BaseOperator.__init__).parameters)
+    for name in left:
+        if name not in airflows and not name.startswith("_airflow_"):
+            inits = [one.__init__ for one in operator.__mro__ if issubclass(one, BaseOperator)]
+            ours = {name for init in inits for name in inspect.signature(init).parameters} - {"self"}
+            near = "".join(f" Did you mean {one!r}?" for one in close_names(name, ours))
+            if name == "idempotency_key":
+                near = " Airflow says who the node is, and its key follows from that."
+            raise TypeError(f"{operator.__name__} takes no argument {name!r}.{near}")
