@@ -198,7 +198,7 @@ class InvokeTask(Task):
         about = payload.describe_result(data, task_id=self.task_id)
         if self._reference_over is not None and about.size > self._reference_over:
             return self._ref(about)
-        if about.file is None:
+        if about.file is None or (about.not_json and self._serialization != "pickle"):
             return payload.decode_result(
                 data, allow_pickle=self._serialization == "pickle", task_id=self.task_id
             )

@@ -4,6 +4,7 @@ call.json   {"v": 1, "kind": "file", "module": "train.py", "function": "f", "cod
             and "inputs": […], the values that it gets by reference; "by_reference": true, if its own may be large
 result      {"v": 1, "ok": true, "codec": "json", "size": 11, "sha256": "…"} newline, the value's bytes
             {…, "file": "result.data"} newline, where the value is large: it lies in that file
+            {…, "codec": "pickle", "not_json": "…"} newline, where JSON was asked for and cannot carry the value
             {"v": 1, "ok": false, "error": {"type": "ValueError", "message": …, "traceback": …, "cause": …}} newline
             and "why", a word of `ENDINGS`, where no fault of the function has ended a call of a session
 
@@ -111,6 +112,8 @@ def decode_result(data: bytes, *, allow_pickle: bool = False, **fields: Unpack[T
     """
     about = describe_result(data, **fields)
     if about.codec == "pickle" and not allow_pickle:
+        if about.not_json:
+            raise _result_error(about.not_json, fields, *KEPT)
         raise _result_error(
             "the result is a pickle, and unpickling it may run code from the machine that wrote it",
             fields,
@@ -130,12 +133,24 @@ def decode_result(data: bytes, *, allow_pickle: bool = False, **fields: Unpack[T
 
 
 class About(NamedTuple):
-    """What the header of a result says of the value. `file` is where it lies, None where it follows the header."""
+    """What the header of a result says of the value. `file` is where it lies, None where it follows the header.
+
+    `not_json` is why a value is a pickle although JSON was asked for, "" elsewhere.
+    """
 
     codec: str
     size: int
     sha256: str
     file: str | None
+    not_json: str = ""
+
+
+#: What can be done about a value that JSON cannot carry, once it is there.
+KEPT = (
+    "The value is kept with its task as a pickle. If you trust the machine that wrote it, collect it with "
+    'serialization="pickle".',
+    "Or take it by reference: task.ref().",
+)
 
 
 def describe_result(data: bytes, **fields: Unpack[TaskErrorFields]) -> About:
@@ -148,13 +163,13 @@ def describe_result(data: bytes, **fields: Unpack[TaskErrorFields]) -> About:
         raise _result_error(f"the result is encoded as {codec!r}, which is not known here", fields)
     if type(size) is not int or header.get("file") not in (None, DATA_FILE):
         raise _result_error(f"the result file is damaged: its header is {str(header)[:300]}", fields)
-    return About(codec, size, str(header.get("sha256")), header.get("file"))
+    return About(codec, size, str(header.get("sha256")), header.get("file"), str(header.get("not_json", "")))
 
 
 def decode(codec: str, data: bytes | bytearray) -> Any:
     """Return the value that a file of this codec holds. Raises whatever its pickle raises."""
     if codec == "json":
-        return from_json(bytes(data))
+        return from_json(bytes(data), nan=True)
     if codec == "bytes":
         return bytes(data)
     return unpickled(data, lambda head, **more: Unpickler(io.BytesIO(head), **more).load())

@@ -121,21 +121,29 @@ def header_of(body: bytes, codec: str) -> dict[str, Any]:
 
 
 def _outcome(value: Any, codec: str, *, by_reference: bool = False) -> tuple[dict[str, Any], list[Any]]:
-    """Return the header of a value, and the pieces of its bytes: after the header, or in the file that it names."""
+    """Return the header of a value, and the pieces of its bytes: after the header, or in the file that it names.
+
+    What JSON cannot carry is kept as a pickle if that can be made, and the header says why: hours of work must not be
+    lost for a value of the wrong type.
+    """
+    more: dict[str, Any] = {}
     try:
         if codec == "json":
-            pieces = [
-                to_json(value, "result", BY_REFERENCE_JSON_LIMIT_BYTES if by_reference else JSON_LIMIT_BYTES)
-            ]
+            limit = BY_REFERENCE_JSON_LIMIT_BYTES if by_reference else JSON_LIMIT_BYTES
+            pieces = [to_json(value, "result", limit, nan=True)]
         else:
-            from . import pickles
-
-            pieces = pickles.pieces(value, "result")
+            pieces = _pickled(value)
     except NotSerializable as error:
-        raise not_serializable(error) from None
+        refusal = not_serializable(error)
+        if codec != "json" or isinstance(error, TooLarge):
+            raise refusal from None
+        try:
+            codec, pieces, more = "pickle", _pickled(value), {"not_json": str(refusal)}
+        except NotSerializable:
+            raise refusal from None
     if sum(map(len, pieces)) <= INLINE_BYTES:
         body = b"".join(pieces)
-        return header_of(body, codec), [body]
+        return {**header_of(body, codec), **more}, [body]
     from . import objects
 
     size, sha256 = objects.describe(pieces)
@@ -146,8 +154,15 @@ def _outcome(value: Any, codec: str, *, by_reference: bool = False) -> tuple[dic
         "size": size,
         "sha256": sha256,
         "file": DATA_FILE,
+        **more,
     }
     return header, pieces
+
+
+def _pickled(value: Any) -> list[Any]:
+    from . import pickles
+
+    return pickles.pieces(value, "result")
 
 
 def not_serializable(error: NotSerializable) -> NotSerializable:

@@ -266,7 +266,7 @@ class Resolver:
         if codec == "json":
             from .strict_json import from_json
 
-            return from_json(bytes(data))
+            return from_json(bytes(data), nan=True)
         # A reference inside a value is data like any other.
         return unpickled(data, lambda head, **rest: _loads(head, dict, **rest), self._import_cloudpickle)
 

@@ -31,29 +31,30 @@ class TooLarge(NotSerializable):
     """A value that takes more bytes than may travel."""
 
 
-def to_json(value: Any, name: str, limit_bytes: int = JSON_LIMIT_BYTES) -> bytes:
+def to_json(value: Any, name: str, limit_bytes: int = JSON_LIMIT_BYTES, *, nan: bool = False) -> bytes:
     """Return `value` as JSON in ASCII. What is read back is equal to it, but tuples have become lists.
 
     Raises NotSerializable with the path from `name` to the first thing that JSON has no form for, or that would
-    silently change (keys that are no strings, nan, infinity); TooLarge above `limit_bytes`.
+    silently change (keys that are no strings); TooLarge above `limit_bytes`. nan and infinities, for which Python alone
+    has a form, are among what is refused unless `nan` says that Python reads this.
     """
     kind = type(value)  # what most calls take and return is told at a glance
     if kind not in _TRUSTED and not (kind is list and _TRUSTED.issuperset(map(type, value))):
-        _check(value, name, limit_bytes, _TRUSTED)
+        _check(value, name, limit_bytes, _TRUSTED, nan=nan)
     try:
-        data = encode(value).encode("ascii")
+        data = encode(value, nan=nan).encode("ascii")
     except (TypeError, ValueError, RecursionError):
-        _check(value, name, limit_bytes, _PLAIN)  # look at every number: one is nan, or too long
+        _check(value, name, limit_bytes, _PLAIN, nan=nan)  # look at every number: one is nan, or too long
         raise
     if len(data) > limit_bytes:
         raise TooLarge(f"{name} takes {len(data):,} bytes as JSON; at most {limit_bytes:,} can travel")
     return data
 
 
-def from_json(data: bytes) -> Any:
+def from_json(data: bytes, *, nan: bool = False) -> Any:
     """Return the value that `to_json` wrote. Raises ValueError for anything else."""
     text = data.decode("ascii")
-    scan = _in_c.get("scan") or _scanner()
+    scan = _in_c.get("scan nan" if nan else "scan") or _scanner(nan)
     try:
         value, end = scan(text, 0)
     except StopIteration:
@@ -63,16 +64,17 @@ def from_json(data: bytes) -> Any:
     return value
 
 
-def _scanner() -> Any:
+def _scanner(nan: bool) -> Any:
+    rules = _PythonScanner if nan else _Scanner
     try:
         from _json import make_scanner
     except ImportError:
         import json
 
-        scan: Any = json.JSONDecoder().raw_decode
+        scan: Any = json.JSONDecoder(parse_constant=rules.parse_constant).raw_decode
     else:
-        scan = make_scanner(_Scanner())  # type: ignore[arg-type]  # typed as one of its own
-    _in_c["scan"] = scan
+        scan = make_scanner(rules())  # type: ignore[arg-type]  # typed as one of its own
+    _in_c["scan nan" if nan else "scan"] = scan
     return scan
 
 
@@ -85,31 +87,37 @@ class _Scanner:
     parse_int = int
 
     @staticmethod
-    def parse_constant(name: str) -> NoReturn:
+    def parse_constant(name: str) -> float:
         raise ValueError(f"{name} is not JSON")
 
 
-def encode(value: Any) -> str:
+class _PythonScanner(_Scanner):
+    """Takes Python's words for the numbers that JSON lacks: NaN, Infinity, -Infinity."""
+
+    parse_constant = float  # type: ignore[assignment]  # which knows these words
+
+
+def encode(value: Any, *, nan: bool = False) -> str:
     """Return `value`, which consists of what JSON has, as text in ASCII. Raises TypeError or ValueError elsewhere."""
-    return "".join((_in_c.get("encode") or _encoder())(value, 0))
+    return "".join((_in_c.get("encode nan" if nan else "encode") or _encoder(nan))(value, 0))
 
 
-def _encoder() -> Any:
+def _encoder(nan: bool) -> Any:
     try:
         from _json import encode_basestring_ascii, make_encoder
 
         # markers (nothing contains itself: that is looked for before), default, encoder, indent, key separator,
         # item separator, sort_keys, skipkeys, allow_nan
         encoder: Any = make_encoder(
-            None, _refuse, encode_basestring_ascii, None, ":", ",", False, False, False
+            None, _refuse, encode_basestring_ascii, None, ":", ",", False, False, nan
         )
     except (ImportError, TypeError):
         import json
 
         def encoder(value: Any, _: int) -> str:
-            return json.dumps(value, separators=(",", ":"), allow_nan=False)
+            return json.dumps(value, separators=(",", ":"), allow_nan=nan)
 
-    _in_c["encode"] = encoder
+    _in_c["encode nan" if nan else "encode"] = encoder
     return encoder
 
 
@@ -117,8 +125,8 @@ def _refuse(value: object) -> NoReturn:
     raise TypeError(f"no JSON for {type(value)}")
 
 
-def _check(value: Any, name: str, limit_bytes: int, trusted: frozenset[type]) -> None:
-    flaw = _Walk(trusted, limit_bytes // 2).flaw(value)
+def _check(value: Any, name: str, limit_bytes: int, trusted: frozenset[type], *, nan: bool) -> None:
+    flaw = _Walk(trusted, limit_bytes // 2, nan).flaw(value)
     if flaw is None:
         return
     path, text = flaw
@@ -136,9 +144,10 @@ class _Walk:
     values fit into the limit, two bytes each, so that the walk ends even where lists share lists.
     """
 
-    def __init__(self, trusted: frozenset[type], room: int) -> None:
+    def __init__(self, trusted: frozenset[type], room: int, nan: bool) -> None:
         self.trusted = trusted
         self.room = room
+        self.nan = nan
         self.parents: set[int] = set()
 
     def flaw(self, value: Any, depth: int = 0) -> tuple[str, str] | None:
@@ -146,7 +155,7 @@ class _Walk:
         if type(value) in self.trusted or isinstance(value, str):
             return None
         if isinstance(value, (int, float)):
-            return _number_flaw(value)
+            return _number_flaw(value, self.nan)
         values: Any
         parts: Any
         if isinstance(value, dict):
@@ -179,11 +188,11 @@ class _Walk:
         return None
 
 
-def _number_flaw(value: float) -> tuple[str, str] | None:
+def _number_flaw(value: float, nan: bool) -> tuple[str, str] | None:
     if isinstance(value, int):
         if int(value).bit_length() > _MAX_INT_BITS:
             return "", "is an int of more than 4300 digits; send it as text, such as hex(value)"
-    elif float(value) - float(value) != 0:  # nan or an infinity
+    elif not nan and float(value) - float(value) != 0:  # nan or an infinity
         return "", f"is {float(value)}, which JSON cannot carry; use None or text"
     return None
 

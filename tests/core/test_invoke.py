@@ -40,6 +40,10 @@ async def later(value):
     await asyncio.sleep(0.01)
     return value
 
+def stamp():
+    import datetime
+    return {"at": datetime.datetime(2030, 1, 1)}
+
 def buggy_function():
     raise ValueError("Something went wrong")
 
@@ -185,6 +189,16 @@ def test_a_result_that_cannot_travel_names_its_place(flow: Flow) -> None:
         flow.invoke("train.py", "array")
     with pytest.raises(ResultError, match="return"):
         flow.invoke("train.py", "big", [10 * 1024 * 1024 + 1])
+
+
+def test_what_could_not_travel_is_collected_in_another_way_without_a_second_run(flow: Flow) -> None:
+    with pytest.raises(ResultError, match=r"\['at'\] is a datetime.datetime") as caught:
+        flow.invoke("train.py", "stamp", idempotency_key="once")
+    assert "kept with its task" in str(caught.value)
+    again = flow.invoke_async("train.py", "stamp", idempotency_key="once", serialization="pickle")
+    assert list(again.get_result()) == ["at"]
+    assert again.ref().codec == "pickle"
+    assert [task.status for task in flow.list_tasks()] == [TaskStatus.COMPLETED]
 
 
 def test_what_is_not_there_is_named_before_anything_starts(flow: Flow) -> None:
