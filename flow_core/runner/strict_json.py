@@ -108,9 +108,7 @@ def _encoder(nan: bool) -> Any:
 
         # markers (nothing contains itself: that is looked for before), default, encoder, indent, key separator,
         # item separator, sort_keys, skipkeys, allow_nan
-        encoder: Any = make_encoder(
-            None, _refuse, encode_basestring_ascii, None, ":", ",", False, False, nan
-        )
+        encoder: Any = make_encoder(None, _refuse, encode_basestring_ascii, None, ":", ",", False, False, nan)
     except (ImportError, TypeError):
         import json
 

@@ -167,7 +167,9 @@ def f():
     assert len(message) < 400
 
 
-def test_what_json_cannot_carry_is_kept_as_a_pickle_so_that_the_work_was_not_for_nothing(machine: Machine) -> None:
+def test_what_json_cannot_carry_is_kept_as_a_pickle_so_that_the_work_was_not_for_nothing(
+    machine: Machine,
+) -> None:
     done = machine.call("def f():\n    return {'weights': b'12', 3: {4}}")
     assert done.code == 0
     with pytest.raises(ResultError, match=r"no string: 3 \(int\)") as caught:
