@@ -7,6 +7,7 @@
     ssh_keys: [my-key]              MITHRIL_SSH_KEYS, separated by commas
     api_key: fkey_...               MITHRIL_API_KEY
     debug: false                    FLOW_DEBUG
+    task_url: https://…/{task_id}   FLOW_TASK_URL
     local:
       home: ~/.flow/local           FLOW_LOCAL_HOME
       gpus: 4                       FLOW_LOCAL_GPUS
@@ -78,6 +79,7 @@ _VARIABLES: tuple[tuple[str, str], ...] = (
     ("MITHRIL_SSH_KEYS", "ssh_keys"),
     ("MITHRIL_API_KEY", "api_key"),
     ("FLOW_DEBUG", "debug"),
+    ("FLOW_TASK_URL", "task_url"),
     ("FLOW_LOCAL_HOME", "local.home"),
     ("FLOW_LOCAL_GPUS", "local.gpus"),
     ("FLOW_LOCAL_PYTHON", "local.python"),
@@ -168,10 +170,14 @@ class HostSettings(Value):
     """A machine that is reached by SSH; what is left out, `~/.ssh/config` or the host itself says.
 
     `name` is what you would type after `ssh`. `host_key` pins the machine's public key, in place of known_hosts.
+    `private_key` is the text of our own key, for where it is not kept in a file; no other is then offered, and it never
+    shows in `repr` or errors.
     `gpus` is the number of GPUs to share out, as for this machine; None means what is found there. `python` runs
     functions and scripts there (3.8 or later). `address` is the one under which the other hosts reach this one, for
     tasks on several of them.
     """
+
+    secret_fields: ClassVar[frozenset[str]] = frozenset({"private_key"})
 
     name: Text = Field(examples=["gpu1"])
     host: Text | None = Field(None, examples=["gpu1.example.org"])
@@ -180,6 +186,7 @@ class HostSettings(Value):
     identity_file: Annotated[Path, AfterValidator(_absolute)] | None = Field(
         None, examples=["~/.ssh/id_ed25519"]
     )
+    private_key: SecretStr | None = None
     host_key: Annotated[Text, AfterValidator(_host_key)] | None = Field(None, examples=["ssh-ed25519 AAAA…"])
     gpus: Count | None = Field(None, ge=0, examples=[8])
     python: Text | None = Field(None, examples=["/opt/conda/bin/python"])
@@ -359,11 +366,18 @@ class ObjectSettings(Value):
     reference_over_bytes: Count | None = Field(None, ge=0, examples=[1_000_000])
 
 
+def _task_url(template: str) -> str:
+    if not re.match(r"https?://[^/]", template) or "{task_id}" not in template:
+        raise Refusal("must be a web address with {task_id} in it")
+    return template
+
+
 class Settings(Value):
     """What is the same for all tasks of one `Flow`.
 
     `default_instance_type` is used by tasks that do not say which machine they need. `project`, `region`,
-    `ssh_keys` and `api_key` are for providers that rent machines; the key never shows in `repr` or errors.
+    `ssh_keys` and `api_key` are for providers that rent machines; the key never shows in `repr` or errors. `task_url`
+    is where people look at a task, a dashboard of the cluster's say, with `{task_id}` in it.
     """
 
     secret_fields: ClassVar[frozenset[str]] = frozenset({"api_key"})
@@ -375,6 +389,9 @@ class Settings(Value):
     ssh_keys: Items[Text] = Field((), examples=[["my-key"]])
     api_key: SecretStr | None = None
     debug: bool = Field(False, examples=[True])
+    task_url: Annotated[Text, AfterValidator(_task_url)] | None = Field(
+        None, examples=["https://dashboards.example.org/gpu?task={task_id}"]
+    )
     local: LocalSettings = Field(default_factory=LocalSettings, examples=[{"gpus": 4}])
     ssh: SSHSettings = Field(default_factory=SSHSettings, examples=[{"hosts": ["gpu1"]}])
     slurm: SlurmSettings = Field(default_factory=SlurmSettings, examples=[{"partition": "gpu"}])

@@ -305,6 +305,15 @@ class Flow:
             )
         return Task(self.engine, seen.task_id, seen=seen)
 
+    def task_url(self, task_id: str) -> str | None:
+        """Return the address of a page about a task: what `task_url` in the settings says, or the provider's own.
+
+        None where there is no such page.
+        """
+        if self.settings.task_url is not None:
+            return self.settings.task_url.replace("{task_id}", task_id)
+        return self.provider.task_url(task_id)
+
     def find(self, idempotency_key: str) -> Task | None:
         """Return the newest task that was submitted with this key, None when there is none."""
         task_id = self.engine.find(idempotency_key)

@@ -131,6 +131,10 @@ class Provider(ABC):
             self.fetch(task_id, path, into)
             return into.read_bytes()
 
+    def task_url(self, task_id: str) -> str | None:  # noqa: ARG002
+        """Return the address of a page about a task in the back end's own console; None where there is none."""
+        return None
+
     def locate(self, task_id: str, path: str) -> str | None:  # noqa: ARG002
         """Return where tasks that are submitted now can open a file of this task's folder; None where they cannot.
 

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from flow_core.config import HostSettings, SSHSettings
 from flow_core.errors import ConfigError
 
@@ -39,6 +41,7 @@ class Target:
     known_hosts: tuple[str, ...]
     known_as: str
     host_key: str | None = None
+    private_key: SecretStr | None = None
     proxy_command: str | None = None
     jumps: tuple[Target, ...] = ()
 
@@ -88,6 +91,7 @@ class _Files:
             known_hosts=self._known_hosts(known),
             known_as=alias or (name if port == 22 else f"[{name}]:{port}"),
             host_key=host.host_key,
+            private_key=host.private_key,
         )
         command, jumps = known.get("proxycommand"), known.get("proxyjump")
         if jumps and jumps.lower() != "none":

@@ -6,6 +6,7 @@ No trust is ever given automatically, no password asked for. Each refusal is an 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import random
@@ -14,7 +15,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import paramiko
@@ -343,6 +344,12 @@ def _refused(target: Target, tried: list[str], why: str) -> HostRefused:
 
 def _keys(target: Target, agent: _Agent, tried: list[str]) -> Iterator[tuple[str, paramiko.PKey]]:
     """Yield the keys to offer, the agent's first as ssh does; what cannot be used is noted in `tried`."""
+    if target.private_key is not None:
+        text = target.private_key.get_secret_value()
+        given = _parsed("private_key", lambda kind: kind.from_private_key(io.StringIO(text)), tried)
+        if given is not None:
+            yield "private_key", given
+        return
     from_agent = list[paramiko.PKey](agent.get_keys())
     files = [path for path in target.identities if os.path.exists(path)]
     mine = {_public(path): path for path in target.identities}
@@ -397,19 +404,27 @@ def _public(path: str) -> bytes:
 
 
 def _load(path: str, tried: list[str]) -> paramiko.PKey | None:
+    hint = f" (type: ssh-add {shlex.quote(path)})"
+    return _parsed(path, lambda kind: kind.from_private_key_file(path), tried, hint)
+
+
+def _parsed(
+    label: str, read: Callable[[type[paramiko.PKey]], paramiko.PKey], tried: list[str], hint: str = ""
+) -> paramiko.PKey | None:
+    """Return the key that `read` reads as one of the kinds there are; note in `tried` why it is none."""
     trouble = "is no private key that is known here"
     for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
         try:
-            return kind.from_private_key_file(path)
+            return read(kind)
         except paramiko.PasswordRequiredException:
-            trouble = f"has a passphrase (type: ssh-add {shlex.quote(path)})"
+            trouble = f"has a passphrase{hint}"
             break
         except OSError as error:
             trouble = error.strerror or str(error)
             break
         except (paramiko.SSHException, ValueError):
             continue
-    tried.append(f"{path}: {trouble}")
+    tried.append(f"{label}: {trouble}")
     return None
 
 

@@ -17,6 +17,7 @@ from airflow.sdk import BaseOperator
 
 from flow_airflow.compat import AirflowTaskTimeout, TaskDeferralError, TaskDeferralTimeout
 from flow_airflow.failures import to_airflow
+from flow_airflow.hooks import opener
 from flow_airflow.logs import TaskLog
 from flow_airflow.nodes import Node, will_retry
 from flow_airflow.stopping import Stop, cancel_key
@@ -24,7 +25,7 @@ from flow_airflow.triggers import FlowEvent, FlowTaskTrigger
 from flow_core.errors import FlowError, FlowTimeoutError, close_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from airflow.sdk import Context
 
@@ -47,11 +48,14 @@ _TRIGGERER_GRACE_S = 60.0
 class FlowOperator(BaseOperator):
     """An Airflow task that stands for one Flow task, which its node's key names.
 
+    `flow_conn_id` is a connection of type `flow`, see FlowHook; without it the worker's settings hold. `provider`
+    replaces the one that they name.
+
     The work outlives the worker: a retry after the worker died adopts the running task, a retry after the
     work itself failed starts anew, and so does a clear after success. Marking or clearing the task and
     `execution_timeout` cancel the work. With `deferrable` the worker waits for the first `defer_after_s`
     seconds, then the triggerer does: it asks every `poll_interval_s`, in one poll with all others that wait
-    for tasks of the provider, and tells `hold_event_s` after the deferral at the earliest; see
+    for tasks of the provider and connection, and tells `hold_event_s` after the deferral at the earliest; see
     FlowTaskTrigger.
 
     Results stay on the provider for its retention time and are not released here: Airflow stores the XCom
@@ -64,6 +68,7 @@ class FlowOperator(BaseOperator):
         self,
         *,
         provider: str | None = None,
+        flow_conn_id: str | None = None,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         defer_after_s: float = 10.0,
         hold_event_s: float = 10.0,
@@ -73,12 +78,14 @@ class FlowOperator(BaseOperator):
         refuse_unknown(type(self), kwargs)
         super().__init__(**kwargs)
         self.provider = provider
+        self.flow_conn_id = flow_conn_id
         self.deferrable = deferrable
         self.defer_after_s = defer_after_s
         self.hold_event_s = hold_event_s
         self.poll_interval_s = poll_interval_s
         self._stop: Stop | None = None
         self._executing = False
+        self._open: Callable[[], Flow] | None = None
 
     # -- what a subclass says
 
@@ -143,10 +150,11 @@ class FlowOperator(BaseOperator):
     @contextmanager
     def _leg(self, context: Context, node: Node) -> Iterator[Flow]:
         """Make `on_kill` work, and translate errors, while `execute` or its continuation runs."""
-        self._stop = Stop(self._connect, node.key)
         self._executing = True
         try:
-            yield self._connect()
+            flow = self._connect()
+            self._stop = Stop(self._connect, node.key)
+            yield flow
         except Exception as error:
             hopeless = to_airflow(error)
             if hopeless is not None or not will_retry(context):
@@ -168,9 +176,9 @@ class FlowOperator(BaseOperator):
                 self.log.info("Cancelled Flow task %s.", cancelled.task_id)
 
     def _connect(self) -> Flow:
-        from flow_core import Flow
-
-        return Flow(provider=self.provider)
+        if self._open is None:  # once: a signal's handler cannot ask Airflow
+            self._open = opener(self.provider, self.flow_conn_id)
+        return self._open()
 
     # -- what was here before
 
@@ -240,6 +248,7 @@ class FlowOperator(BaseOperator):
             trigger=FlowTaskTrigger(
                 flow_task_id=task.task_id,
                 provider=self.provider,
+                flow_conn_id=self.flow_conn_id,
                 log_offsets=log.offsets,
                 deadline=deadline,
                 hold_s=self.hold_event_s,

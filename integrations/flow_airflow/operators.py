@@ -33,7 +33,7 @@ class FlowTaskOperator(FlowOperator):
     as one. A template that ends in ".sh" is text like any other, not the name of a file.
     """
 
-    template_fields: Sequence[str] = ("name", "labels", "provider", *_FIELDS)
+    template_fields: Sequence[str] = ("name", "labels", "provider", "flow_conn_id", *_FIELDS)
 
     def __init__(  # noqa: PLR0913  # TaskConfig's fields, one by one, so that editors and Airflow's mapping know them
         self,

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from flow_core.errors import FlowError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Hashable, Mapping
 
     from flow_core.models import Snapshot
 
@@ -92,14 +92,14 @@ class Poller:
 
 
 #: A triggerer has one event loop; a test, or `dag.test()`, has one after the other.
-_pollers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str | None, float], Poller]] = (
+_pollers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Hashable, float], Poller]] = (
     WeakKeyDictionary()
 )
 
 
 def shared_poller(
-    provider: str | None, interval_s: float, poll: Callable[[Collection[str]], Mapping[str, Snapshot]]
+    key: Hashable, interval_s: float, poll: Callable[[Collection[str]], Mapping[str, Snapshot]]
 ) -> Poller:
-    """Return this loop's poller for a provider, made with `poll` when it is the first to be asked for."""
+    """Return this loop's poller for `key` (a provider and how it is reached), made with `poll` if it is the first."""
     pollers = _pollers.setdefault(asyncio.get_running_loop(), {})
-    return pollers.setdefault((provider, interval_s), Poller(poll, interval_s))
+    return pollers.setdefault((key, interval_s), Poller(poll, interval_s))

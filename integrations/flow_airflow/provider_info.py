@@ -19,7 +19,59 @@ def get_provider_info() -> dict[str, Any]:
                 "tags": ["service"],
             }
         ],
+        "connection-types": [_connection_type()],
+        "hooks": [{"integration-name": integration, "python-modules": ["flow_airflow.hooks"]}],
         "operators": [{"integration-name": integration, "python-modules": ["flow_airflow.operators"]}],
         "sensors": [{"integration-name": integration, "python-modules": ["flow_airflow.sensors"]}],
         "triggers": [{"integration-name": integration, "python-modules": ["flow_airflow.triggers"]}],
+    }
+
+
+def _connection_type() -> dict[str, Any]:
+    """Describe the form of a connection. What its fields mean is said in `flow_airflow.connections`."""
+    text = {"type": ["string", "null"]}
+
+    def field(label: str, description: str, **schema: Any) -> dict[str, Any]:
+        return {"label": label, "description": description, "schema": {**text, **schema}}
+
+    return {
+        "connection-type": "flow",
+        "hook-class-name": "flow_airflow.hooks.FlowHook",
+        "hook-name": "Flow",
+        "ui-field-behaviour": {
+            "hidden-fields": ["schema"],
+            "relabeling": {
+                "host": "Host (ssh: one or more, with commas; slurm: the login node)",
+                "login": "User on the host",
+                "port": "Port of SSH",
+                "password": "API key (of a cloud)",
+                "extra": "Settings",
+            },
+            "placeholders": {
+                "host": "gpu1.example.org",
+                "login": "ada",
+                "port": "22",
+                "extra": '{"retention_days": 3}',
+            },
+        },
+        "conn-fields": {
+            "provider": field(
+                "Provider", "Where tasks run: local, ssh, slurm, or another that is installed."
+            ),
+            "default_instance_type": field(
+                "Default machine", "For tasks that do not say which: a100, 8xh100, cpu …"
+            ),
+            "home": field(
+                "Folder for tasks", "On the machines that run them. Left out: in the user's home folder."
+            ),
+            "python": field("Python", "Runs functions and scripts there, for example /opt/conda/bin/python."),
+            "identity_file": field("SSH key file", "Its path on the workers and the triggerer."),
+            "private_key": field("SSH key", "Its text, in place of a file.", format="password"),
+            "host_key": field("Public key of the host", "In place of known_hosts: ssh-ed25519 AAAA…"),
+            "partition": field("Slurm partition", "For providers of type slurm."),
+            "account": field("Slurm account", "For providers of type slurm."),
+            "task_url": field(
+                "Page about a task", "A dashboard's address with {task_id} in it, for the link on tasks."
+            ),
+        },
     }

@@ -9,6 +9,7 @@ from airflow.configuration import conf
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from flow_airflow.compat import AirflowFailException
+from flow_airflow.hooks import opener
 from flow_airflow.triggers import FlowEvent, FlowTaskTrigger
 from flow_core.errors import FlowError
 
@@ -28,7 +29,7 @@ class FlowTaskSensor(BaseSensorOperator):
     tasks of the provider, and tells `hold_event_s` after the deferral at the earliest; see FlowTaskTrigger.
     """
 
-    template_fields: Sequence[str] = ("task_id_to_watch", "provider")
+    template_fields: Sequence[str] = ("task_id_to_watch", "provider", "flow_conn_id")
     ui_color = "#d8f0dc"
 
     def __init__(
@@ -36,6 +37,7 @@ class FlowTaskSensor(BaseSensorOperator):
         *,
         task_id_to_watch: str,
         provider: str | None = None,
+        flow_conn_id: str | None = None,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         hold_event_s: float = 10.0,
         poll_interval_s: float = 2.0,
@@ -44,6 +46,7 @@ class FlowTaskSensor(BaseSensorOperator):
         super().__init__(**kwargs)
         self.task_id_to_watch = task_id_to_watch
         self.provider = provider
+        self.flow_conn_id = flow_conn_id
         self.deferrable = deferrable
         self.hold_event_s = hold_event_s
         self.poll_interval_s = poll_interval_s
@@ -59,6 +62,7 @@ class FlowTaskSensor(BaseSensorOperator):
             trigger=FlowTaskTrigger(
                 flow_task_id=self.task_id_to_watch,
                 provider=self.provider,
+                flow_conn_id=self.flow_conn_id,
                 hold_s=self.hold_event_s,
                 poll_interval_s=self.poll_interval_s,
                 cancel_on_kill=False,
@@ -70,10 +74,8 @@ class FlowTaskSensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> PokeReturnValue:  # noqa: ARG002  # Airflow's signature
         """Ask once. Done only on success."""
-        from flow_core import Flow
-
         try:
-            task = Flow(provider=self.provider).get_task(self.task_id_to_watch)
+            task = opener(self.provider, self.flow_conn_id)().get_task(self.task_id_to_watch)
             if not task.is_terminal:
                 self.log.info("Flow task %s: %s.", task.task_id, task.status.value)
                 return PokeReturnValue(is_done=False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from flow_airflow.compat import TRIGGERER_CALLS_ON_KILL
+from flow_airflow.hooks import opener
 from flow_airflow.logs import TaskLog
 from flow_airflow.poller import shared_poller
 from flow_core.errors import FlowError, ResourceNotFoundError
@@ -44,7 +45,7 @@ class FlowTaskTrigger(BaseTrigger):
     has seen the worker leave (apache/airflow#71580). With `cancel_on_kill` a user who marks or clears the
     deferred task ends the work too.
 
-    All triggers of one provider in a triggerer share one poll per `poll_interval_s`.
+    All triggers of one provider and connection in a triggerer share one poll per `poll_interval_s`.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class FlowTaskTrigger(BaseTrigger):
         *,
         flow_task_id: str,
         provider: str | None = None,
+        flow_conn_id: str | None = None,
         log_offsets: list[int] | None = None,
         deadline: float | None = None,
         hold_s: float = 10.0,
@@ -62,6 +64,7 @@ class FlowTaskTrigger(BaseTrigger):
         # Not `task_id`: the triggerer writes Airflow's own there.
         self.flow_task_id = flow_task_id
         self.provider = provider
+        self.flow_conn_id = flow_conn_id
         self.log_offsets = log_offsets
         self.deadline = deadline
         self.hold_s = hold_s
@@ -73,6 +76,7 @@ class FlowTaskTrigger(BaseTrigger):
         arguments = {
             "flow_task_id": self.flow_task_id,
             "provider": self.provider,
+            "flow_conn_id": self.flow_conn_id,
             "log_offsets": self.log_offsets,
             "deadline": self.deadline,
             "hold_s": self.hold_s,
@@ -103,7 +107,7 @@ class FlowTaskTrigger(BaseTrigger):
     async def _wait(self) -> FlowEvent:
         flow = await asyncio.to_thread(self._connect)
         output = None if self.log_offsets is None else _Output(flow, self.flow_task_id, self.log_offsets)
-        poller = shared_poller(self.provider, self.poll_interval_s, flow.poll)
+        poller = shared_poller((self.provider, self.flow_conn_id), self.poll_interval_s, flow.poll)
         async with poller.watch(self.flow_task_id) as ended:
             outcome = await self._watch(ended, output)
         if outcome == "deadline":
@@ -148,9 +152,8 @@ class FlowTaskTrigger(BaseTrigger):
         return news
 
     def _connect(self) -> Flow:
-        from flow_core import Flow
-
-        return Flow(provider=self.provider)
+        """Blocks: it may ask Airflow for the connection."""
+        return opener(self.provider, self.flow_conn_id)()
 
     async def _cancel_if_ended_by_user(self) -> None:
         """Before Airflow 3.3 a cancelled trigger finds out itself whether its task is still deferred."""

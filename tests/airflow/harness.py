@@ -269,6 +269,7 @@ def environment(home: Path) -> tuple[int, dict[str, str]]:
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
         "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "3",
         "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "8",
+        "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
         "FLOW_LOCAL_HOME": str(home / "flow"),
         "FLOW_LOCAL_GPUS": "4",
     }

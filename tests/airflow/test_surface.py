@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,3 +42,70 @@ def test_a_mapping_can_become_several_xcoms(run: Run) -> None:
     task = run.task("several")
     assert task.ended() == "success", task.log()
     assert (task.xcom("loss"), task.xcom("epochs")) == (0.5, 3)
+
+
+# -- connections
+
+
+SECRET = "sesame-do-not-tell"
+
+
+@pytest.fixture(scope="module")
+def connected(airflow: Airflow, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of tasks that work through a connection, which was made as the form makes it."""
+    extra = {"provider": "local", "home": str(airflow.flow_home / "elsewhere"), "gpus": 2}
+    body = {
+        "connection_id": "surface",
+        "conn_type": "flow",
+        "password": SECRET,
+        "extra": json.dumps(extra),
+    }
+    airflow.api("POST", "/connections", body)
+    return airflow.trigger("connected")
+
+
+@pytest.mark.parametrize("task_id", ["sync", "deferred"])
+def test_a_task_works_where_its_connection_says(connected: Run, task_id: str) -> None:
+    task = connected.task(task_id)
+    assert task.ended() == "success", task.log()
+    assert Path(task.xcom()).is_relative_to(connected.airflow.flow_home / "elsewhere")
+
+
+def test_the_secrets_of_a_connection_show_nowhere(connected: Run) -> None:
+    connected.ended()
+    for task_id in ("sync", "deferred"):
+        task = connected.task(task_id)
+        entries = connected.airflow.api("GET", f"{task.path}/xcomEntries")
+        assert SECRET not in task.log() + json.dumps([task.info, entries])
+
+
+def test_a_connection_that_there_is_not_fails_the_task_with_its_name(connected: Run) -> None:
+    task = connected.task("unknown")
+    assert task.ended() == "failed"
+    assert "`nowhere` isn't defined" in task.log()
+
+
+@pytest.mark.parametrize(
+    ("fields", "worked", "said"),
+    [
+        ({"extra": '{"provider": "local", "gpus": 2}'}, True, "local: it answers, and has"),
+        ({"extra": '{"provider": "local", "gpu": 2}'}, False, "Did you mean 'gpus'?"),
+        ({"host": "127.0.0.1", "port": 1, "extra": '{"provider": "ssh"}'}, False, "cannot be reached"),
+    ],
+)
+def test_the_test_button_says_in_one_line_what_it_found(
+    airflow: Airflow, fields: dict[str, Any], worked: bool, said: str
+) -> None:
+    body = {"connection_id": "tried", "conn_type": "flow", **fields}
+    answer = airflow.api("POST", "/connections/test", body)
+    assert answer["status"] is worked and said in answer["message"], answer
+    assert "\n" not in answer["message"]
+
+
+def test_the_form_of_a_connection_has_its_fields(airflow: Airflow) -> None:
+    (form,) = [
+        one for one in airflow.request("GET", "/ui/connections/hook_meta") if one["connection_type"] == "flow"
+    ]
+    assert form["hook_name"] == "Flow"
+    assert {"provider", "identity_file", "partition"} <= set(form["extra_fields"])
+    assert form["standard_fields"]["url_schema"]["hidden"]

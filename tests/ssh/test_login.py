@@ -166,6 +166,18 @@ def test_a_key_that_is_not_accepted_is_named(
     assert f"{tmp_path / 'missing'}: does not exist" in missing
 
 
+def test_a_key_may_be_given_as_text_and_is_then_the_only_one(
+    loopback_sshd: Sshd, ssh_client: Client, call: Call, tmp_path: Path
+) -> None:
+    own = call("lo", private_key=ssh_client.key.read_text())
+    own.call("ping")
+    assert "PRIVATE KEY" not in repr(own.host)
+    wrong = tmp_path / "wrong"
+    keygen(wrong)
+    assert "Keys: private_key: refused" in refusal(call("lo", private_key=wrong.read_text()))
+    assert "private_key: is no private key" in refusal(call("lo", private_key="secret"))
+
+
 def test_a_key_with_a_passphrase_is_taken_from_the_agent_or_named(
     loopback_sshd: Sshd, ssh_client: Client, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,3 +57,10 @@ with DAG("surface", default_args={"retries": 0}):
         op_args=[{"loss": 0.5, "epochs": 3}],
         multiple_outputs=True,
     )
+
+with DAG("connected", default_args={"retries": 0, "flow_conn_id": "{{ 'surface' }}", "gpu": "a100"}):
+    FlowGPUOperator(task_id="sync", command="pwd -P; echo $FLOW_TASK_DIR")
+    FlowGPUOperator(
+        task_id="deferred", command="sleep 2; echo $FLOW_TASK_DIR", deferrable=True, defer_after_s=0
+    )
+    FlowGPUOperator(task_id="unknown", command="true", flow_conn_id="nowhere")
