@@ -5,24 +5,38 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast, get_args
 
 import pytest
 
 # Unit tests import Airflow too; it must not look into, or write to, the user's home.
 os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="flow-airflow-unit-"))
 
+from tests.airflow.deployment import Database
 from tests.airflow.harness import Airflow, Run, running_airflow
+from tests.infra.fixtures import unavailable
+from tests.infra.packages import Unavailable
 
 if TYPE_CHECKING:
     from flow_core import Flow
 
 
 @pytest.fixture(scope="session")
-def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
+def database() -> Database:
+    """The database of this test run's Airflow: the variable AIRFLOW_TEST_DATABASE chooses it."""
+    name = os.environ.get("AIRFLOW_TEST_DATABASE", "sqlite")
+    assert name in get_args(Database), f"AIRFLOW_TEST_DATABASE={name}: there are {get_args(Database)}"
+    return cast("Database", name)
+
+
+@pytest.fixture(scope="session")
+def airflow(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
     """A real Airflow for the whole session."""
-    with running_airflow(tmp_path_factory.mktemp("airflow")) as started:
-        yield started
+    try:
+        with running_airflow(tmp_path_factory.mktemp("airflow"), database=database) as started:
+            yield started
+    except Unavailable as reason:
+        unavailable(reason)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import subprocess
 import sys
@@ -14,14 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from example_dags.hosts import airflow_server
-from example_dags.hosts.airflow_server import AIRFLOW, COMPONENTS
+from example_dags.hosts.airflow_server import AIRFLOW
+from tests.airflow.deployment import DAGS, HERE, Database, Deployment
 
 T = TypeVar("T")
 
-HERE = Path(__file__).resolve().parent
 ENDED = ("success", "failed", "skipped", "upstream_failed")
 
 
@@ -41,14 +39,24 @@ def until(what: str, ask: Callable[[], T | None], timeout_s: float = 90.0) -> T:
 class Airflow:
     """One running Airflow. `flow_home` is where its tasks' Flow tasks live."""
 
-    home: Path
-    port: int
-    environment: dict[str, str]
+    deployment: Deployment
     token: str = ""
     keeper: subprocess.Popen[str] | None = None
     _opener: urllib.request.OpenerDirector = field(
         default_factory=lambda: urllib.request.build_opener(urllib.request.ProxyHandler({}))
     )
+
+    @property
+    def home(self) -> Path:
+        return self.deployment.home
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return self.deployment.environment
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.deployment.port}"
 
     @property
     def flow_home(self) -> Path:
@@ -57,6 +65,19 @@ class Airflow:
     # -- processes
 
     def start(self) -> None:
+        (self.home / "components.json").write_text(json.dumps(self.deployment.commands))
+        self.keeper = subprocess.Popen(
+            [sys.executable, HERE / "keeper.py", self.home],
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        server = self.deployment.server
+        if server is not None:
+            self.control("start", "database")
+            until("the database takes connections", server.ready, 60)
         with (self.home / "migrate.out").open("wb") as out:
             subprocess.run(
                 [AIRFLOW, "db", "migrate"],
@@ -66,15 +87,10 @@ class Airflow:
                 stderr=out,
                 timeout=180,
             )
-        self.keeper = subprocess.Popen(
-            [sys.executable, HERE / "keeper.py", self.home, AIRFLOW, *COMPONENTS],
-            env=self.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        until("Airflow is healthy", self._healthy, 240)
+        for name in self.deployment.commands:
+            if name != "database":
+                self.control("start", name)
+        until("Airflow is healthy", self.healthy, 240)
         until("the DAGs are parsed", self._parsed, 120)
 
     def stop(self) -> None:
@@ -82,9 +98,11 @@ class Airflow:
             self.keeper.stdin.close()
             with self.keeper:
                 self.keeper.wait(60)
+        if self.deployment.server is not None:
+            self.deployment.server.remove()
 
-    def control(self, verb: str, component: str) -> None:
-        """`kill`, `stop` or `start` one of Airflow's processes."""
+    def control(self, verb: Literal["start", "stop", "shut", "kill"], component: str) -> None:
+        """Do to one of Airflow's processes what keeper.py calls `verb`."""
         assert self.keeper is not None
         assert self.keeper.stdin is not None
         assert self.keeper.stdout is not None
@@ -92,7 +110,8 @@ class Airflow:
         self.keeper.stdin.flush()
         assert self.keeper.stdout.readline() == "done\n"
 
-    def _healthy(self) -> bool:
+    def healthy(self) -> bool:
+        """Whether all of it runs and says so."""
         assert self.keeper is not None
         assert self.keeper.poll() is None, "the keeper has ended"
         try:
@@ -110,7 +129,7 @@ class Airflow:
         assert not errors, errors[0]["stack_trace"]
         wanted = sum(
             "with DAG(" in line
-            for file in (HERE / "dags").glob("*.py")
+            for file in self.deployment.dags.glob("*.py")
             for line in file.read_text().splitlines()
         )
         return bool(self.api("GET", "/dags")["total_entries"] >= wanted)
@@ -121,7 +140,7 @@ class Airflow:
         return self.request(method, f"/api/v2{path}", body)
 
     def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", method=method)
+        request = urllib.request.Request(f"{self.url}{path}", method=method)
         request.add_header("Content-Type", "application/json")
         request.add_header("Accept", "application/json")
         if self.token:
@@ -129,6 +148,11 @@ class Airflow:
         data = None if body is None else json.dumps(body).encode()
         with self._opener.open(request, data, timeout=60) as answer:
             return json.loads(answer.read() or b"null")
+
+    def idle(self) -> bool:
+        """Whether no DAG run is under way."""
+        under_way = self.api("GET", "/dags/~/dagRuns?state=running&state=queued&limit=1")
+        return bool(under_way["total_entries"] == 0)
 
     def trigger(self, dag_id: str, **conf: Any) -> Run:
         """Start a DAG run with `conf`."""
@@ -159,6 +183,9 @@ class Run:
             return state if state in ("success", "failed") else None
 
         return until(f"{self.run_id} has ended", ask, timeout_s)
+
+    def mark(self, state: str) -> None:
+        self.airflow.api("PATCH", self.path, {"state": state})
 
     def task(self, task_id: str, map_index: int = -1) -> TaskRun:
         return TaskRun(self, task_id, map_index)
@@ -253,36 +280,12 @@ class TaskRun:
             return f"no log: {error}"
 
 
-def environment(home: Path) -> tuple[int, dict[str, str]]:
-    """Return the API's port and the variables with which all of Airflow's processes are started."""
-    import flow_airflow
-    import flow_core
-
-    api, workers, triggerer = airflow_server.free_ports(3)
-    base = airflow_server.environment(home, HERE / "dags", api, workers, triggerer)
-    packages = [Path(one.__path__[0]).parent for one in (flow_airflow, flow_core)]
-    ours = {
-        "PYTHONPATH": os.pathsep.join(str(one) for one in packages),
-        "AIRFLOW__CORE__PARALLELISM": "8",
-        # A worker that was killed is missed after a quarter of a minute, not after five.
-        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
-        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
-        "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "3",
-        "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "8",
-        "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
-        "FLOW_LOCAL_HOME": str(home / "flow"),
-        "FLOW_LOCAL_GPUS": "4",
-    }
-    return api, {
-        name: value for name, value in base.items() if not name.startswith(("FLOW_", "PYTEST"))
-    } | ours
-
-
 @contextmanager
-def running_airflow(home: Path) -> Iterator[Airflow]:
-    """A started Airflow; gone, with everything that it started, at the end."""
-    port, variables = environment(home)
-    airflow = Airflow(home, port, variables)
+def running_airflow(
+    home: Path, *, database: Database = "sqlite", dags: Path = DAGS, port: int | None = None
+) -> Iterator[Airflow]:
+    """A started Airflow; gone, with everything that it started, at the end. Raises Unavailable."""
+    airflow = Airflow(Deployment.plan(home, database=database, dags=dags, port=port))
     try:
         airflow.start()
         yield airflow

@@ -1,14 +1,16 @@
 """Runs Airflow's processes for the tests and takes all of them away when its standard input closes.
 
-    python keeper.py HOME airflow-program name…
+    python keeper.py HOME
 
-That happens also when pytest is killed, since the pipe then closes by itself. Reads lines `kill NAME`, `stop NAME` and
-`start NAME`; answers each with a line `done`. Standard library only.
+That happens also when pytest is killed, since the pipe then closes by itself. `HOME/components.json` holds the command
+of each component by its name. Reads lines `start NAME`, `stop NAME`, `shut NAME` and `kill NAME`; answers each with a
+line `done`. Standard library only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -16,17 +18,25 @@ import sys
 import time
 from pathlib import Path
 
+#: Others need them until they have ended.
+LAST = ("database", "broker")
+
 
 class Keeper:
-    def __init__(self, home: Path, program: str) -> None:
+    def __init__(self, home: Path) -> None:
         self.home = home
-        self.program = program
+        self.commands: dict[str, list[str]] = json.loads((home / "components.json").read_text())
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str) -> None:
         with (self.home / f"{name}.out").open("ab") as out:
             self.running[name] = subprocess.Popen(
-                [self.program, name], stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+                self.commands[name],
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
             )
 
     def signal(self, name: str, number: signal.Signals) -> None:
@@ -34,24 +44,37 @@ class Keeper:
             os.killpg(self.running[name].pid, number)
 
     def kill(self, name: str) -> None:
+        """Take it away with what it has started, as a machine does that loses its power."""
         self.signal(name, signal.SIGKILL)
         self.running.pop(name).wait()
 
     def stop(self, name: str) -> None:
-        """Ask the process to end, as a deployment does."""
+        """Ask the process to end."""
         self.running[name].terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.running[name].wait(20)
+        self._wait(name, 20)
         self.kill(name)
 
+    def shut(self, name: str) -> None:
+        """Ask the process and what it has started to end, as systemd does with a service, or a machine that halts."""
+        self.signal(name, signal.SIGTERM)
+        self._wait(name, 20)
+        self.kill(name)
+
+    def _wait(self, name: str, seconds: float) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.running[name].wait(seconds)
+
     def stop_all(self) -> None:
-        for name in self.running:
+        first = [name for name in self.running if name not in LAST]
+        for name in first:
             self.signal(name, signal.SIGTERM)
         deadline = time.monotonic() + 3
-        while time.monotonic() < deadline and any(one.poll() is None for one in self.running.values()):
+        while time.monotonic() < deadline and any(self.running[name].poll() is None for name in first):
             time.sleep(0.1)
-        for name in list(self.running):
+        for name in first:
             self.kill(name)
+        for name in list(self.running):
+            self.stop(name)
         for _ in range(3):  # what a dying process started meanwhile
             self.sweep()
             time.sleep(0.2)
@@ -70,14 +93,12 @@ class Keeper:
 
 
 def main() -> None:
-    home, program, *names = sys.argv[1:]
-    keeper = Keeper(Path(home), program)
+    keeper = Keeper(Path(sys.argv[1]))
+    verbs = {"start": keeper.start, "stop": keeper.stop, "shut": keeper.shut, "kill": keeper.kill}
     try:
-        for name in names:
-            keeper.start(name)
         for line in sys.stdin:
             verb, name = line.split()
-            {"kill": keeper.kill, "stop": keeper.stop, "start": keeper.start}[verb](name)
+            verbs[verb](name)
             print("done", flush=True)
     finally:
         keeper.stop_all()

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -117,7 +118,9 @@ def test_the_execution_timeout_ends_the_work(airflow: Airflow, trail: Path, dag_
 
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
-def test_a_deferred_task_survives_a_restart_of_the_triggerer(airflow: Airflow, trail: Path, end: str) -> None:
+def test_a_deferred_task_survives_a_restart_of_the_triggerer(
+    airflow: Airflow, trail: Path, end: Literal["kill", "stop"]
+) -> None:
     task = long(airflow, "long_deferred", trail, 20)
     pid = started(trail)
     task.reaches("deferred")

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from flow_core import Flow
-from tests.airflow.harness import HERE, Airflow, Run
+from tests.airflow.deployment import DAGS
+from tests.airflow.harness import Airflow, Run
 
 
 @pytest.fixture(scope="module")
 def watching(airflow: Airflow, flow: Flow, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     trail: Path = tmp_path_factory.mktemp("sensors") / "trail"
-    work = str(HERE / "dags" / "work.py")
+    work = str(DAGS / "work.py")
     good = flow.invoke_async(work, "long", [str(trail), 15])
     bad = flow.invoke_async(work, "fail", [str(trail)])
     yield airflow.trigger("sensors", watch=good.task_id, watch_failed=bad.task_id)

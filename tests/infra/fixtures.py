@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import pytest
 
@@ -27,10 +27,11 @@ def install(*needs: Needs) -> None:
     try:
         packages.install(*needs)
     except Unavailable as reason:
-        _unavailable(reason)
+        unavailable(reason)
 
 
-def _unavailable(reason: Unavailable) -> None:
+def unavailable(reason: Unavailable) -> NoReturn:
+    """Leave the test out, or fail it in CI: this machine cannot have what it needs."""
     if os.environ.get("CI"):
         pytest.fail(str(reason), pytrace=False)
     pytest.skip(f"{_LEFT_OUT}{reason}")
@@ -55,8 +56,7 @@ def lab() -> Iterator[Lab]:
     try:
         lab = Lab()
     except Unavailable as reason:
-        _unavailable(reason)
-        raise
+        unavailable(reason)
     try:
         with lab.entered():
             yield lab

@@ -44,6 +44,7 @@ SLURM = Needs(
 ACCOUNTING = Needs(
     ("slurmdbd", "mariadbd", "mariadb-install-db"), ("slurmdbd", "slurm-wlm-mysql-plugin", "mariadb-server")
 )
+POSTGRESQL = Needs(("initdb", "postgres", "pg_isready"), ("postgresql",))
 
 
 def find(program: str) -> str | None:
