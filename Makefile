@@ -2,6 +2,7 @@
 #
 #   make demo              the example in all three hosts, and one table       (HOST=airflow: one host only)
 #   make test              every suite, one after the other                    (make test-core: one suite)
+#                          (make test-airflow-pg: Airflow's lifecycle once more, on PostgreSQL)
 #   make check             formatting, lint, types and the import rule
 #   make bench             the numbers in the README
 #   make bench-sessions    warm calls beside the peers: the tables in docs/benchmarks.md (some minutes)
@@ -98,6 +99,12 @@ test-demo:
 $(HOSTS:%=test-%): test-%:
 	@$(env) $* demo
 	.venvs/$*/bin/python -m pytest tests/$* tests/repo/test_readme.py $(PYTEST_ARGS)
+
+# PostgreSQL is installed where it is missing, which takes root; without it these tests are left out.
+.PHONY: test-airflow-pg
+test-airflow-pg:
+	@$(env) airflow demo
+	AIRFLOW_TEST_DATABASE=postgresql .venvs/airflow/bin/python -m pytest tests/airflow/test_lifecycle.py $(PYTEST_ARGS)
 
 # --- checks ----------------------------------------------------------------------------------------------------------
 # mypy sees the types of what is installed beside it, so each host's adapter is checked in that host's environment.
