@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -118,7 +118,7 @@ def live_call(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     serialization: Serialization,
-    replace: Mapping[Any, Any],
+    replace: Mapping[Any, Any] | Iterable[tuple[Any, Any]],
 ) -> tuple[SpecFile, ...]:
     """Return the files of a call of a live function. Raises SerializationError that names what cannot travel."""
     from flow_core import capture

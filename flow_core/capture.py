@@ -12,7 +12,7 @@ import inspect
 import io
 import linecache
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType
 from typing import Any, Literal, NamedTuple
@@ -25,6 +25,9 @@ from flow_core.runner.strict_json import to_json
 
 FUNCTION_FILE = "call.pkl"
 
+#: Objects, and what takes their place elsewhere.
+Replacements = Mapping[Any, Any] | Iterable[tuple[Any, Any]]
+
 _SOURCES_LIMIT_BYTES = 1024 * 1024
 
 
@@ -34,12 +37,13 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     *,
     result_codec: Literal["json", "pickle"] = "pickle",
-    replace: Mapping[Any, Any] | None = None,
+    replace: Replacements = (),
 ) -> dict[str, bytes]:
     """Return the files of a task folder that call `function`, by name: `call.json`, `call.pkl`, `cloudpickle.zip`.
 
     `result_codec` says how its value comes back. Wherever the function or its arguments refer to a key of `replace`
-    (the same object), its value takes that place: what only works here can so become something that works there.
+    (the same object), its value takes that place: what only works here can so become something that works there. Pairs
+    stand for a mapping whose keys cannot be hashed.
 
     Raises SerializationError that names the path of what cannot travel, as in
     `train (global 'LOCK') is a _thread.lock`, or that the call takes more than `PICKLE_LIMIT_BYTES`. The function is
@@ -52,7 +56,8 @@ def capture(
             f"{name} is a generator function: a call returns one value, when it ends",
             suggestions=["Return a list, or call it in a session, which streams what it yields."],
         )
-    replaced = {id(original): (original, substitute) for original, substitute in (replace or {}).items()}
+    pairs = replace.items() if isinstance(replace, Mapping) else replace
+    replaced = {id(original): (original, substitute) for original, substitute in pairs}
     captured, filenames = _dumped((function, tuple(args), dict(kwargs or {})), name, replaced)
     if len(captured) > PICKLE_LIMIT_BYTES:
         raise SerializationError(

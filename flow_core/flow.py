@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -174,7 +174,7 @@ class Flow:
         kwargs: Mapping[str, Any] | None = None,
         *,
         serialization: Serialization = "pickle",
-        replace: Mapping[Any, Any] | None = None,
+        replace: Mapping[Any, Any] | Iterable[tuple[Any, Any]] = (),
         idempotency_key: str | None = None,
         result: ResultForm | None = None,
         **task_params: Any,
@@ -182,12 +182,13 @@ class Flow:
         """Start a call of a live function, which travels by value with what it needs; return its handle.
 
         `serialization` governs the result: "pickle" takes any value, "json" plain ones. `replace` maps objects that
-        cannot travel to ones that stand in for them there. The machine's Python must have our major.minor version.
+        cannot travel to ones that stand in for them there; pairs do as well. The machine's Python must have our
+        major.minor version.
         References and `result` are those of `invoke_async`.
         """
         given, named = revived([tuple(args), dict(kwargs or {})], [])
         with pickled_refs() as refs:  # wherever the function refers to them
-            files = live_call(function, given, named, serialization, replace or {})
+            files = live_call(function, given, named, serialization, replace)
         how = _How(idempotency_key, serialization, result)
         return self._call(files, refs, getattr(function, "__name__", "call"), task_params, how)
 

@@ -18,6 +18,7 @@ from airflow.sdk import BaseOperator
 from flow_airflow.compat import AirflowTaskTimeout, TaskDeferralError, TaskDeferralTimeout
 from flow_airflow.failures import to_airflow
 from flow_airflow.hooks import opener
+from flow_airflow.links import FlowTaskLink
 from flow_airflow.logs import TaskLog
 from flow_airflow.nodes import Node, will_retry
 from flow_airflow.stopping import Stop, cancel_key
@@ -62,6 +63,7 @@ class FlowOperator(BaseOperator):
     only after `execute` has returned, and a worker that dies in between must find the result again.
     """
 
+    operator_extra_links = (FlowTaskLink(),)
     ui_color = "#d8f0dc"
 
     def __init__(
@@ -86,6 +88,8 @@ class FlowOperator(BaseOperator):
         self._stop: Stop | None = None
         self._executing = False
         self._open: Callable[[], Flow] | None = None
+        #: The page about the task of this try; see FlowTaskLink.
+        self.task_url: str | None = None
 
     # -- what a subclass says
 
@@ -114,8 +118,7 @@ class FlowOperator(BaseOperator):
         with self._leg(context, node) as flow:
             self._retire_predecessors(context, flow, node)
             task = self.submit(context, flow, node)
-            context["ti"].xcom_push(key=TASK_ID_XCOM, value=task.task_id)
-            self.log.info("Flow task %s.", task.task_id)
+            self._tell(context, flow, task)
             return self._follow(context, task, TaskLog(task, nodes=self.machines))
 
     def execute_complete(self, context: Context, event: FlowEvent) -> Any:
@@ -123,10 +126,19 @@ class FlowOperator(BaseOperator):
         node = Node.from_context(context)
         with self._leg(context, node) as flow:
             task = self.reopen(flow, event["flow_task_id"])
+            self.task_url = flow.task_url(task.task_id)
             if event["outcome"] == "deadline":
                 task.cancel()
                 raise AirflowTaskTimeout(f"Flow task {task.task_id} took over {self.execution_timeout}.")
             return self._follow(context, task, TaskLog(task, offsets=event["log_offsets"]))
+
+    def _tell(self, context: Context, flow: Flow, task: Task) -> None:
+        """Leave what leads to the task, for people and for other Airflow tasks, while it runs."""
+        context["ti"].xcom_push(key=TASK_ID_XCOM, value=task.task_id)
+        self.log.info("Flow task %s.", task.task_id)
+        self.task_url = flow.task_url(task.task_id)
+        if self.task_url is not None:
+            context["ti"].xcom_push(key=FlowTaskLink().xcom_key, value=self.task_url)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Do what Airflow does, but leave no work behind that nobody will ask for again."""

@@ -210,10 +210,14 @@ def beside_dag_file(context: Context, path: str | Path) -> Path:
 
 
 def plain(value: Any) -> Any:
-    """Load the lazy sequences that stand for the XComs of mapped tasks."""
-    if isinstance(value, Mapping):
+    """Load the lazy sequences that stand for the XComs of mapped tasks, at any depth of dicts, lists and tuples."""
+    if type(value) is dict:
         return {key: plain(one) for key, one in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
+    if type(value) is tuple:
+        return tuple(plain(one) for one in value)
+    if type(value) is list or (
+        isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | tuple | list)
+    ):
         return [plain(one) for one in value]
     return value
 

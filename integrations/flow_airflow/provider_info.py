@@ -19,6 +19,8 @@ def get_provider_info() -> dict[str, Any]:
                 "tags": ["service"],
             }
         ],
+        "task-decorators": [{"name": "flow_gpu", "class-name": "flow_airflow.decorators.flow_gpu_task"}],
+        "extra-links": ["flow_airflow.links.FlowTaskLink"],
         "connection-types": [_connection_type()],
         "hooks": [{"integration-name": integration, "python-modules": ["flow_airflow.hooks"]}],
         "operators": [{"integration-name": integration, "python-modules": ["flow_airflow.operators"]}],

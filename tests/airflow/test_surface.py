@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.airflow.harness import Airflow, Run
+from tests.airflow.harness import Airflow, Run, TaskRun, until
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,12 @@ SECRET = "sesame-do-not-tell"
 @pytest.fixture(scope="module")
 def connected(airflow: Airflow, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of tasks that work through a connection, which was made as the form makes it."""
-    extra = {"provider": "local", "home": str(airflow.flow_home / "elsewhere"), "gpus": 2}
+    extra = {
+        "provider": "local",
+        "home": str(airflow.flow_home / "elsewhere"),
+        "gpus": 2,
+        "task_url": "https://dashboards.example.org/gpus?task={task_id}",
+    }
     body = {
         "connection_id": "surface",
         "conn_type": "flow",
@@ -109,3 +114,34 @@ def test_the_form_of_a_connection_has_its_fields(airflow: Airflow) -> None:
     assert form["hook_name"] == "Flow"
     assert {"provider", "identity_file", "partition"} <= set(form["extra_fields"])
     assert form["standard_fields"]["url_schema"]["hidden"]
+
+
+# -- the link
+
+
+def links(task: TaskRun) -> dict[str, str]:
+    found: dict[str, str] = task.run.airflow.api("GET", f"{task.path}/links")["extra_links"]
+    return found
+
+
+@pytest.mark.parametrize("task_id", ["sync", "deferred"])
+def test_the_link_leads_to_the_page_of_the_task(connected: Run, task_id: str) -> None:
+    task = connected.task(task_id)
+    task.ended()
+    page = f"https://dashboards.example.org/gpus?task={task.xcom('flow_task_id')}"
+    assert links(task) == {"Flow task": page}
+
+
+def test_the_link_is_there_while_the_task_runs(airflow: Airflow, connected: Run) -> None:
+    connected.ended()
+    task = airflow.trigger("connected", seconds=30).task("long")
+    page = until("the link is there", lambda: links(task)["Flow task"])
+    assert task.state() in ("running", "deferred")
+    task.mark("failed")
+    assert task.xcom("flow_task_id") in page
+
+
+def test_there_is_no_link_where_there_is_no_page(run: Run) -> None:
+    task = run.task("deep_command")
+    task.ended()
+    assert links(task) in ({"Flow task": None}, {"Flow task": ""})

@@ -63,4 +63,5 @@ with DAG("connected", default_args={"retries": 0, "flow_conn_id": "{{ 'surface' 
     FlowGPUOperator(
         task_id="deferred", command="sleep 2; echo $FLOW_TASK_DIR", deferrable=True, defer_after_s=0
     )
+    FlowGPUOperator(task_id="long", command="sleep {{ dag_run.conf.get('seconds', 0) }}")
     FlowGPUOperator(task_id="unknown", command="true", flow_conn_id="nowhere")

@@ -1,0 +1,24 @@
+"""The link from an Airflow task to the page about its Flow task, where there is one. Translates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperatorLink
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperator
+
+
+class FlowTaskLink(BaseOperatorLink):
+    """Leads to the provider's own page about the task, or to what `task_url` in the settings says.
+
+    Airflow asks for it when a try has ended; so that it is there while the work runs, FlowOperator stores it as soon as
+    the task is submitted, under `xcom_key`. Where there is no page the button is not active.
+    """
+
+    name = "Flow task"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:  # noqa: ARG002  # Airflow's signature
+        """Return the address, nothing where there is none."""
+        return getattr(operator, "task_url", None) or ""
