@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from flow_core.errors import TaskErrorFields
 
 
+#: Ends of a task whose usual advice is to submit it again, which is not for those who call a session.
+_REASONS_OF_TASKS = ("runner-died", "reboot", "node-failed", "preempted")
+
+
 def death(what: str, report: Mapping[str, Any], task_id: str) -> FlowError:
     """Return the error for a worker that is gone; `report` is the supervisor's word about it, or empty."""
     number, code, reason = report.get("signal"), report.get("code"), str(report.get("reason", "runner-died"))
@@ -45,13 +49,25 @@ def death(what: str, report: Mapping[str, Any], task_id: str) -> FlowError:
     return WorkerDiedError(f"{what}: {how}", **fields)
 
 
-def death_with_session(error: TaskExecutionError) -> TaskExecutionError:
-    """Return what the end of a session's task is for its calls: their worker's death, unless more is known."""
-    if type(error) is not TaskExecutionError:
+def death_with_session(error: TaskExecutionError, state_of: str = "") -> TaskExecutionError:
+    """Return what the end of a session's task is for its calls: their worker's death, unless more is known.
+
+    `state_of` is the object whose state was there, if there was one.
+    """
+    kind = type(error)
+    if kind not in (TaskExecutionError, WorkerDiedError, TaskOutOfMemoryError):
         return error
-    return WorkerDiedError(
-        f"the session is gone: {error.message}",
-        suggestions=error.suggestions,
+    advice = [] if error.reason in _REASONS_OF_TASKS else error.suggestions
+    what, further = (
+        "the session is gone",
+        "Call again: workers are started anew. With retries= a session does that by itself.",
+    )
+    if state_of:
+        what = f"the session that held the state of {state_of!r} is gone, and the state with it"
+        further = "Make a new service, or let it begin anew by itself with max_restarts=1."
+    return (kind if kind is TaskOutOfMemoryError else WorkerDiedError)(
+        f"{what}: {error.message}",
+        suggestions=[*advice, further],
         task_id=error.task_id,
         exit_code=error.exit_code,
         signal=error.signal,

@@ -18,12 +18,19 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flow_core import encoding, payload
+from flow_core import encoding, losses, payload
 from flow_core.chunks import Chunk
-from flow_core.deaths import death, timed_out
 from flow_core.definitions import PLAIN, CallOptions, Definition, Retries, SessionSpec
-from flow_core.errors import CallCancelledError, FlowError, SerializationError, SessionClosedError
+from flow_core.errors import (
+    CallCancelledError,
+    FlowError,
+    SerializationError,
+    SessionClosedError,
+    TaskOutOfMemoryError,
+    WorkerDiedError,
+)
 from flow_core.futures import DONE, FAILED, QUEUED, SENT, Future, Stream, call_back, ending, follow, wake
+from flow_core.ids import random_key
 from flow_core.keeper import Keeper
 from flow_core.leader import SLICE_S, Leader
 from flow_core.links import Line, logged
@@ -77,6 +84,7 @@ class Pool:
         ordered: bool = False,
         host: Pool | None = None,
         first: int = 0,
+        key: str | None = None,
     ) -> None:
         self.flow = flow
         self.task = task
@@ -85,6 +93,7 @@ class Pool:
         self.ordered = ordered
         self.host = host
         self.first = first
+        self.key = key
         self.leader: Leader = Leader() if host is None else host.leader
         self.keeper = Keeper(self)
         self.arena = parcels.Arena() if self.keeper.door.sessions.shares_memory else None
@@ -103,12 +112,26 @@ class Pool:
     @classmethod
     def open(cls, flow: Flow, spec: SessionSpec, *, ordered: bool = False) -> Pool:
         """Start a session's task and return its pool. Raises what `Flow.run` raises, FlowError without sessions."""
-        return cls(flow, flow.start_session(spec.orders(), **spec.machine()), spec, ordered=ordered)
+        key = random_key()
+        return cls(flow, _started(flow, spec, key), spec, ordered=ordered, key=key)
 
     @classmethod
     def attach(cls, flow: Flow, task_id: str, spec: SessionSpec) -> Pool:
         """Return a pool on a session that runs already. Raises TaskNotFoundError."""
         return cls(flow, flow.get_task(task_id), spec)
+
+    def begin_anew(self) -> None:
+        """Have the session that was lost again: in another attempt of its task, or the same where it goes on.
+
+        Raises what `Flow.run` raises, and the pool is as before then.
+        """
+        assert self.key is not None
+        task = _started(self.flow, self.spec, self.key)
+        with self.lock:
+            if self.over is None:
+                self.task, self.task_id = task, task.task_id
+                return
+        self.flow.cancel([task.task_id])  # it was closed while we asked
 
     # -- submitting
 
@@ -186,7 +209,8 @@ class Pool:
 
     def _refusal(self) -> SessionClosedError:
         error = SessionClosedError(
-            f"session {self.task_id} is closed: {self.over}", suggestions=["Open a new session."]
+            f"session {self.task_id} is closed: {getattr(self.over, 'message', self.over)}",
+            suggestions=["Open a new session."],
         )
         error.__cause__ = self.over if isinstance(self.over, Exception) else None
         return error
@@ -235,7 +259,7 @@ class Pool:
     def _with_options(line: Line, future: Future, encoded: Encoded) -> bytes:
         more: dict[str, Any] = {
             "timeout_s": future.options.timeout_s,
-            "kept": future.kept and not _may_fail(future),
+            "kept": future.kept and not losses.may_fail(future),
             "many": encoded.many,
         }
         bodies: list[bytes | bytearray] = [encoded.body]
@@ -315,7 +339,7 @@ class Pool:
         self.fill_all()
 
     def _fail_for(self, future: Future, cause: BaseException, producer: str) -> None:
-        error = _copy_of(cause)
+        error = losses.copy_of(cause)
         error.__cause__ = cause
         if isinstance(error, FlowError):
             error.message = f"{future.name!r} was not called: its input {producer!r} failed: {error.message}"
@@ -372,7 +396,7 @@ class Pool:
                 line.inflight.setdefault(future.number, future)
         if self.lines.get(line.index) is line:
             self._lose(line)
-            self.bury(line, {})
+            losses.bury(self, line, {})
 
     def hear_out(self, line: Line) -> None:
         """Read the last words of a worker that is gone, whoever else may hold its end of the connection."""
@@ -412,7 +436,7 @@ class Pool:
         """Work in what is said of one call. Under the lock."""
         kind, codec, more, _, body = frame
         if kind == wire.LOGGED:
-            future.log_range = (line.index, *logged(body))
+            future.log_range = (self.task_id, line.index, *logged(body))
         elif kind == wire.ITEM and isinstance(future, Stream):
             future.arrive(line.parcel(codec, body))
             return [(wake, future)]
@@ -420,10 +444,10 @@ class Pool:
             rest = future.cut(more, self.arena)
             rest.number = next(self._numbers)
             self.open_calls += 1
-            self._requeue(line, [rest])
+            self.requeue(line, [rest])
         elif kind == wire.RETURNED:
             del line.inflight[future.number]
-            self._requeue(line, [future])
+            self.requeue(line, [future])
         elif kind == wire.ERROR:
             del line.inflight[future.number]
             return self._failed(line, future, more, json.loads(body))
@@ -442,7 +466,7 @@ class Pool:
                         one.write(wire.frame(wire.RETIRE, retired))
             self.arena.retired.clear()
 
-    def _requeue(self, line: Line, futures: Sequence[Future]) -> None:
+    def requeue(self, line: Line, futures: Sequence[Future]) -> None:
         """Put calls that were sent and not begun back at the head of the queue, in order. Under the lock."""
         for future in sorted(futures, key=lambda one: one.number, reverse=True):
             line.load = line.load - future.load if line.inflight else 0.0
@@ -463,21 +487,21 @@ class Pool:
         future.kept = kept
         error = self._error_of(message)
         retries = future.options.retries
-        if isinstance(error, retries.on) and _may_fail(future) and not future.cancelled:
+        if isinstance(error, retries.on) and losses.may_fail(future) and not future.cancelled:
             future.body = body
-            self.again(future, retries)
+            self.open_calls += 1
+            self.again(future)
             return []
         future.error = error
         if kept:
             self.keeper.store(future)
         return [(function, future) for function in ending(future, FAILED)]
 
-    def again(self, future: Future, retries: Retries) -> None:
-        """Make another attempt, after a while. Under the lock."""
+    def again(self, future: Future) -> None:
+        """Make another attempt at a call that is on no line, after a while. Under the lock."""
         future.attempts += 1
         future.state, future.worker = QUEUED, None
-        self.open_calls += 1
-        self.keeper.later(retries.delay(future.attempts), future)
+        self.keeper.later(future.options.retries.delay(future.attempts), future)
 
     def _error_of(self, message: dict[str, Any]) -> FlowError:
         record = message["record"]
@@ -490,56 +514,19 @@ class Pool:
     def _lose(self, line: Line) -> None:
         """A connection has ended: what was sent over it waits for the supervisor's word about the worker."""
         with self.lock:
+            if (
+                self.lines.get(line.index) is not line
+            ):  # its session was lost meanwhile, and its descriptor is another's
+                return
             self.leader.forget(line.fd)
             line.close()
-            if self.lines.get(line.index) is line:
-                del self.lines[line.index]
+            del self.lines[line.index]
             self.limbo[line.stream] = line
             line.ended_at = time.monotonic()
             line.foreign.clear()
         if line.report is not None:
-            self.bury(line, line.report)
+            losses.bury(self, line, line.report)
         self.keeper.stir()
-
-    def bury(self, line: Line, report: Mapping[str, Any]) -> None:
-        """Decide what becomes of the calls of a worker that is gone."""
-        with self.lock:
-            if self.limbo.pop(line.stream, None) is None:
-                return
-            calls = list(line.inflight.values())
-            line.inflight.clear()
-            lost = [one for one in calls if self.ordered or _was_running(one, line, report)]
-            rest = [one for one in calls if one not in lost]
-            kept = {segment.number for one in calls if one.body for segment in one.body.segments}
-            self._requeue(line, rest)
-            for number in line.lent - kept:
-                if self.arena is not None:
-                    self.arena.give_back(number)
-        for future in lost:
-            self._lost(future, line, report)
-        if self.ordered:
-            what = f"the worker that held the state of {self.spec.name!r} died"
-            self.end(death(what, report, self.task_id))
-
-    def _lost(self, future: Future, line: Line, report: Mapping[str, Any]) -> None:
-        """A worker died in the middle of this call, or, where calls keep their order, before it."""
-        retries = future.options.retries
-        fields: Any = {"task_id": self.task_id, "log_tail": str(report.get("tail", ""))}
-        running = _was_running(future, line, report)
-        if future.cancelled or (running and report.get("reason") == "cancelled"):
-            text = f"the call {future.name!r} was cancelled while it ran; its worker had to be killed"
-            self.finish(future, CallCancelledError(text, **fields))
-        elif running and report.get("reason") == "timeout":
-            self.finish(future, timed_out(future.name, future.options.timeout_s, **fields))
-        else:
-            with self.lock:
-                repeated = future.attempts < retries.lost and not self.ordered and not _has_yielded(future)
-                if repeated and self.over is None:
-                    self.open_calls -= 1
-                    self.again(future, retries)
-                    return
-            when = "while it ran" if running else "before it ran"
-            self.finish(future, death(f"the worker died {when} {future.name!r}", report, self.task_id))
 
     def finish(self, future: Future, error: BaseException) -> None:
         """End a call that is not on any line with an error, unless it has ended."""
@@ -600,7 +587,7 @@ class Pool:
         with self.lock:
             known, future.kept = future.kept, True
             line = future.worker
-            if not known and line is not None and not _may_fail(future):
+            if not known and line is not None and not losses.may_fail(future):
                 line.write(wire.frame(wire.KEEP, future.number))
         if not known and future.state >= DONE:
             self.keeper.store(future)
@@ -631,6 +618,36 @@ class Pool:
 
     # -- the end
 
+    def unended(self) -> list[Future]:
+        """Return the calls that have not ended. Under the lock."""
+        calls = [*self.queue, *self._waiting, *self.keeper.delayed()]
+        for line in [*self.lines.values(), *self.limbo.values()]:
+            calls += line.inflight.values()
+        return list(dict.fromkeys(calls))
+
+    @property
+    def gone(self) -> bool:
+        """Whether the workers are gone by themselves, so that another session can take the place of this one.
+
+        Idle for too long, or lost with their machine; not when closed, or when nobody knows whether they still run.
+        """
+        over = self.over
+        if isinstance(over, (WorkerDiedError, TaskOutOfMemoryError)):
+            return over.reason != "unreachable" and self.keeper.has_served
+        return isinstance(over, SessionClosedError) and over.error_code == "session-idle"
+
+    def waits(self, future: Future) -> bool:
+        """Whether a call waits for its inputs. Under the lock."""
+        return future in self._waiting
+
+    def forget_lines(self) -> None:
+        """Forget the workers, and what is queued for them or will be: their session is gone. Under the lock."""
+        self.lines.clear()
+        self.limbo.clear()
+        self.queue.clear()
+        self._idle.clear()
+        self.keeper.withdraw()
+
     def close(self) -> None:
         """End the session: calls that have not ended are cancelled, and no process of it is left. Idempotent."""
         if self.over is None and self._generation is _generation:
@@ -649,15 +666,18 @@ class Pool:
             if self.over is not None:
                 return
             self.over = error
-            left = [*self.queue, *self._waiting, *self.keeper.withdraw()]
+            left = self.unended()
             for line in [*self.lines.values(), *self.limbo.values()]:
-                left += line.inflight.values()
                 line.inflight.clear()
             self.queue.clear()
-        closed = isinstance(error, SessionClosedError)
+            self.keeper.withdraw()
+        why = f"session {self.task_id} is closed ({getattr(error, 'message', error)})"
         for future in left:
-            text = f"the call {future.name!r} did not end: session {self.task_id} is closed ({error})"
-            self.finish(future, CallCancelledError(text, task_id=self.task_id) if closed else _copy_of(error))
+            if future.cancelled or isinstance(error, SessionClosedError):
+                text = f"the call {future.name!r} did not end: {why}"
+                self.finish(future, CallCancelledError(text, task_id=self.task_id))
+            else:
+                self.finish(future, losses.copy_of(error))
         with self.lock:
             for connection in [*self.lines.values(), *self.keeper.connections()]:
                 self.leader.forget(connection.fd)
@@ -671,29 +691,9 @@ class Pool:
         self.leader.nudge()
 
 
+def _started(flow: Flow, spec: SessionSpec, key: str) -> Task:
+    return flow.start_session(spec.orders(), idempotency_key=key, **spec.machine())
+
+
 def _ready(future: Future) -> bool:
     return all(one.state == DONE for one in future.body.inputs)
-
-
-def _may_fail(future: Future) -> bool:
-    """Whether an exception is not the end of the call. Its worker is then not asked to keep what comes of it."""
-    return future.attempts < future.options.retries.exceptions and not _has_yielded(future)
-
-
-def _has_yielded(future: Future) -> bool:
-    """Whether values of a generator have come: to begin it again would bring them twice."""
-    return isinstance(future, Stream) and future.yielded
-
-
-def _was_running(future: Future, line: Line, report: Mapping[str, Any]) -> bool:
-    """Whether a call had begun when its worker died; to be feared where nobody can tell."""
-    if not report:
-        return True
-    return bool(report["busy"] and (report["stream"], report["number"]) == (line.stream, future.number))
-
-
-def _copy_of(error: BaseException) -> BaseException:
-    """Return an error of one's own for each call: a traceback grows where the same one is raised twice."""
-    import copy
-
-    return copy.copy(error) if isinstance(error, FlowError) else error

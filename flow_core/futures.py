@@ -110,7 +110,7 @@ class Future:
         self.callbacks: list[Callable[[Any], object]] | None = None
         self.waiters: list[Any] | None = None
         self.worker: Any = None
-        self.log_range: tuple[int, int, int] | None = None
+        self.log_range: tuple[str, int, int, int] | None = None
         self.attempts = 0
         self.cancelled = False
         self.kept = False

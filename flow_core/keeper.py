@@ -10,11 +10,13 @@ import copy
 import heapq
 import itertools
 import json
+import logging
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from flow_core import encoding, payload
+from flow_core import encoding, losses, payload
 from flow_core.deaths import death_with_session
 from flow_core.errors import (
     CallCancelledError,
@@ -23,21 +25,28 @@ from flow_core.errors import (
     ProviderUnavailable,
     ResourceNotFoundError,
     SessionClosedError,
+    TaskOutOfMemoryError,
     WorkerDiedError,
 )
 from flow_core.futures import QUEUED, Future
 from flow_core.leader import SLICE_S
 from flow_core.links import Connection, Door, Line
 from flow_core.runner import wire
+from flow_core.status import TaskStatus
 
 if TYPE_CHECKING:
     from flow_core.dispatch import Pool
+    from flow_core.errors import TaskExecutionError
     from flow_core.models import Snapshot
+
+log = logging.getLogger("flow_core")
 
 _TICK_S = 0.004
 _IDLE_TICKS = 50
 _ASK_S = 10.0
 _CLOSE_S = 5.0
+_START_S = 60.0
+_AGAIN_S = 1.0
 _ENDINGS = {
     "idle": "it was idle for too long",
     "lease": "its owner was silent for too long",
@@ -50,7 +59,7 @@ class Keeper:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self.door = Door(pool.flow.engine, pool.task_id)
+        self.door = Door(pool.flow.engine, pool.task_id, os.urandom(8).hex())
         self.control: Connection | None = None
         self._bell = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"flow-{pool.task_id}", daemon=True)
@@ -67,7 +76,10 @@ class Keeper:
         self._ending = ""
         self._settled = threading.Event()  # connected, or ended without
         self._refused_since = 0.0
+        self.patience_s = pool.spec.lease_s + _ASK_S  # for a session that was there, and runs
+        self._patience_until: float | None = None
         self.asleep = False
+        self.has_served = False  # whether any attempt of the session's task has let us in
 
     def start(self) -> None:
         """Begin."""
@@ -100,11 +112,13 @@ class Keeper:
         heapq.heappush(self._later, (time.monotonic() + delay_s, future.number, future))
         self.stir()
 
-    def withdraw(self) -> list[Future]:
-        """Return the calls that were to be queued again, which will not be. Under the pool's lock."""
-        left = [future for _, _, future in self._later]
+    def delayed(self) -> list[Future]:
+        """Return the calls that are to be queued again. Under the pool's lock."""
+        return [future for _, _, future in self._later]
+
+    def withdraw(self) -> None:
+        """Queue none of them again. Under the pool's lock."""
         self._later.clear()
-        return left
 
     def drop(self, future: Future, error: FlowError | None = None) -> None:
         """End a call that is on no line: with an error, or as one that came back cancelled. Under the pool's lock."""
@@ -141,14 +155,16 @@ class Keeper:
         )
         return self._answers.pop(number, b"")
 
-    def log(self, worker: int, begin: int, end: int) -> bytes:
-        """Return a piece of a worker's output; from the task's folder when the supervisor is gone."""
+    def log(self, task_id: str, worker: int, begin: int, end: int) -> bytes:
+        """Return a piece of a worker's output; from its task's folder when the supervisor is gone."""
         if begin == end:
             return b""
-        said = self.ask({"do": "log", "worker": worker, "range": [begin, end]})
+        said = b""
+        if task_id == self.pool.task_id:
+            said = self.ask({"do": "log", "worker": worker, "range": [begin, end]})
         if not said:
             with contextlib.suppress(FlowError):
-                said = self.door.engine.collect(self.pool.task_id, f"logs/{worker}")[begin:end]
+                said = self.door.engine.collect(task_id, f"logs/{worker}")[begin:end]
         return said
 
     def _hear(self, control: Connection) -> None:
@@ -182,7 +198,7 @@ class Keeper:
                 line = self.pool.limbo.get(stream)
                 alive = None if line is not None else self._note_death(stream, report)
             if line is not None:
-                self.pool.bury(line, report)
+                losses.bury(self.pool, line, report)
             elif alive is not None and alive.shares_memory:
                 self.pool.hear_out(alive)
         self.stir()
@@ -202,9 +218,13 @@ class Keeper:
         try:
             if self.pool.host is not None:
                 self._follow(self.pool.host)
-            self._connect()
-            self._settled.set()
-            self._keep()
+            while self.pool.over is None:
+                try:
+                    self._connect()
+                    self._settled.set()
+                    self._keep()
+                except (WorkerDiedError, TaskOutOfMemoryError) as loss:
+                    self._go_on(loss)
         except BaseException as error:  # noqa: BLE001 - whoever waits for a call must hear of it
             self.pool.end(error)
         finally:
@@ -273,14 +293,17 @@ class Keeper:
                 control.close()
                 return
             self.control = control
+            self.has_served, self._patience_until = True, None
             self.pool.leader.register(control.fd, lambda: self._hear(control))
 
     def _see_why_not(self, deadline: float | None) -> None:
         """Raise the error that tells why the session does not listen, unless it may yet."""
         engine, task_id = self.pool.flow.engine, self.pool.task_id
         seen = engine.poll([task_id])[task_id]
-        if seen.status.final:
-            raise self._failure(seen)
+        self._raise_end(seen)
+        patience = self._patience_until
+        if patience is not None and seen.status is TaskStatus.RUNNING and time.monotonic() > patience:
+            raise self._cut_off()
         if deadline is not None and time.monotonic() > deadline:
             engine.cancel([task_id])
             detail = f" ({seen.message})" if seen.message else ""
@@ -291,6 +314,14 @@ class Keeper:
                 task_id=task_id,
             )
 
+    def _raise_end(self, seen: Snapshot) -> None:
+        """Raise the error that tells how the session's task has ended, if it has."""
+        if seen.status.succeeded:  # it ended in good order, and we were not there to hear why
+            data = self.pool.flow.engine.collect(seen.task_id, "result")
+            raise _ended(payload.decode_result(data, task_id=seen.task_id)["ended"])
+        if seen.status.final:
+            raise self._failure(seen)
+
     def _failure(self, seen: Snapshot) -> FlowError:
         """Return what ended the session's task: its own account, where it could leave one."""
         engine, task_id = self.pool.flow.engine, self.pool.task_id
@@ -298,7 +329,35 @@ class Keeper:
             told = payload.decode_error(engine.collect(task_id, "result"), task_id=task_id)
             if told is not None:
                 return told
-        return death_with_session(engine.failure(seen))
+        return death_with_session(engine.failure(seen), self._state)
+
+    @property
+    def _state(self) -> str:
+        """What held state there, if anything did."""
+        return self.pool.spec.name if self.pool.ordered else ""
+
+    def _go_on(self, loss: TaskExecutionError) -> None:
+        """The session is lost: have it again where calls ask for that. Raises the loss where none does."""
+        pool = self.pool
+        self._early.clear()
+        if pool.key is None or not losses.outlive(pool, loss):
+            raise loss
+        log.warning("calls of session %s are made again: %s", pool.task_id, loss.message)
+        before, give_up = pool.task_id, time.monotonic() + _START_S
+        while pool.over is None:
+            try:
+                pool.begin_anew()
+                break
+            except FlowError as error:
+                if not error.retryable:
+                    raise
+                if time.monotonic() > give_up:
+                    raise loss from error
+            self._bell.wait(_AGAIN_S)
+            self._bell.clear()
+        self.door = Door(self.door.engine, pool.task_id, self.door.client)
+        if pool.task_id == before:
+            self._patience_until = time.monotonic() + self.patience_s
 
     def _mend(self, now: float) -> None:
         """Connect to workers that are wanted, make due attempts, notice the session's end."""
@@ -344,7 +403,7 @@ class Keeper:
                 line.forget_definitions()
         for line in list(self.pool.limbo.values()):
             if time.monotonic() - line.ended_at > _ASK_S:  # nobody knows what became of its worker
-                self.pool.bury(line, {})
+                losses.bury(self.pool, line, {})
 
     def _missing(self) -> list[int]:
         """Return the indices of the workers that should be there and are not."""
@@ -377,25 +436,35 @@ class Keeper:
     # -- the end
 
     def _find_out_the_end(self) -> None:
-        """Find out why the session has ended, and end with it."""
+        """Find out why the control connection has ended. Raises it."""
         pool = self.pool
         deadline = time.monotonic() + _ASK_S
         while not self._ending and time.monotonic() < deadline and pool.over is None:
-            seen = pool.flow.engine.poll([pool.task_id])[pool.task_id]
-            if seen.status.succeeded:  # it ended in good order, and we were not there to hear why
-                self._ending = payload.decode_result(pool.flow.engine.collect(pool.task_id, "result"))[
-                    "ended"
-                ]
-                break
-            if seen.status.final:
-                pool.end(self._failure(seen))
-                return
+            with contextlib.suppress(ProviderUnavailable):
+                seen = pool.flow.engine.poll([pool.task_id])[pool.task_id]
+                self._raise_end(seen)
+                if seen.status is not TaskStatus.RUNNING:
+                    raise self._taken_away(seen)
             self._bell.wait(SLICE_S / 2)
             self._bell.clear()
-        if self._ending in _ENDINGS:
-            pool.end(SessionClosedError(_ENDINGS[self._ending], error_code=f"session-{self._ending}"))
-        else:
-            pool.end(WorkerDiedError("the connection to the session was lost", task_id=pool.task_id))
+        if self._ending:
+            raise _ended(self._ending)
+        raise self._cut_off()
+
+    def _cut_off(self) -> TaskExecutionError:
+        advice = (
+            f"What runs there ends within {self.pool.spec.lease_s:g} s, unless others use the session too."
+        )
+        text = "the connection to it was lost, though its task runs"
+        lost = WorkerDiedError(text, suggestions=[advice], task_id=self.pool.task_id, reason="unreachable")
+        return death_with_session(lost, self._state)
+
+    def _taken_away(self, seen: Snapshot) -> TaskExecutionError:
+        detail = f": {seen.message}" if seen.message else ""
+        text = f"its machine was taken away, and task {seen.task_id} is {seen.status.value}{detail}"
+        return death_with_session(
+            WorkerDiedError(text, task_id=seen.task_id, reason=seen.reason or "preempted"), self._state
+        )
 
     def close_session(self) -> None:
         """End the session's task; a guest only ends its own workers."""
@@ -416,3 +485,7 @@ class Keeper:
         except FlowError:
             with contextlib.suppress(FlowError):
                 pool.flow.cancel([pool.task_id])
+
+
+def _ended(reason: str) -> SessionClosedError:
+    return SessionClosedError(_ENDINGS.get(reason, f"it has ended: {reason}"), error_code=f"session-{reason}")

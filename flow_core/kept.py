@@ -21,7 +21,7 @@ from flow_core.errors import (
 )
 from flow_core.flow import Flow
 from flow_core.futures import DONE, FAILED, SENT, Future, call_back, ending
-from flow_core.ids import is_task_id
+from flow_core.ids import TaskId, is_task_id
 from flow_core.object_ref import Codec, ObjectRef, task_uri
 from flow_core.runner.parcels import Parcel
 from flow_core.task_futures import of_task
@@ -154,7 +154,7 @@ class KeptCalls:
         try:
             data = self.flow.engine.collect(self.task_id, f"calls/{self._name}")
         except ResourceNotFoundError:
-            if not ended:
+            if not ended or self._follow():
                 return False
             self._end(
                 future,
@@ -176,6 +176,14 @@ class KeptCalls:
             else:
                 future.outcome = (value,)
         self._end(future, error)
+        return True
+
+    def _follow(self) -> bool:
+        """Go on to the attempt in which the session was begun anew; return whether there is one."""
+        latest = self.flow.engine.provider.find(TaskId.parse(self.task_id).digest)
+        if latest in (None, self.task_id):
+            return False
+        self.task_id = str(latest)
         return True
 
     @staticmethod

@@ -27,12 +27,12 @@ _READ_BYTES = 64 * 1024  # more than that, and the C library maps the buffer ane
 
 
 class Door:
-    """The way into one session's task, for one client."""
+    """The way into one session's task, for one client, whose name nobody else may have."""
 
-    def __init__(self, engine: Engine, task_id: str) -> None:
+    def __init__(self, engine: Engine, task_id: str, client: str) -> None:
         self.engine = engine
         self.task_id = task_id
-        self.client = os.urandom(8).hex()
+        self.client = client
         sessions = engine.provider.sessions
         assert sessions is not None
         self.sessions = sessions

@@ -42,7 +42,25 @@ class SharedSession:
         """End a guest and its workers."""
         guest.close()
         with self._lock:
-            self._returned.append((guest.first, guest.spec.workers))
+            if guest.host is self.pool:
+                self._returned.append((guest.first, guest.spec.workers))
+
+    def renew(self) -> None:
+        """Put another session in the place of one that is lost with its machine; one that is there stays.
+
+        Raises what `Pool.open` raises.
+        """
+        with self._lock:
+            pool = self.pool
+            if not pool.flow.engine.poll([pool.task_id])[pool.task_id].status.final:
+                return
+            while pool.over is None:  # its keeper learns of it presently
+                pool.keeper.rest(0.005)
+            if pool.gone:
+                log.warning("the session %s is begun anew: %s", pool.task_id, pool.over)
+                self.pool = Pool.open(pool.flow, pool.spec)
+                self._unused = pool.spec.workers
+                self._returned.clear()
 
     def _take(self, count: int) -> int:
         """Return the first of `count` numbers in a row that nobody has.
@@ -108,7 +126,7 @@ class ServiceWorkers:
         self.maker = _maker(live, shape)
         self._session = session
         self._live = live
-        self._single = shape.single
+        self._shape = shape
         self._restarts_left = shape.max_restarts
         self._lock = threading.Lock()
         self._closed = False
@@ -156,8 +174,14 @@ class ServiceWorkers:
                 return  # another thread has
             if self._made is not None and self._made.done() and self._made.error is not None:
                 raise copy.copy(self._made.error) from cause
-            if not self._single or not isinstance(cause, FlowError) or isinstance(cause, SessionClosedError):
+            if not isinstance(cause, FlowError) or isinstance(cause, SessionClosedError):
                 raise refusal
+            if not self._shape.single:
+                self._session.renew()
+                if not pool.gone:
+                    raise refusal
+                self._pool = self._open(self._shape)
+                return
             if self._restarts_left <= 0:
                 raise WorkerDiedError(
                     f"the state of the service {name!r} is lost: {cause.message}",
@@ -167,6 +191,7 @@ class ServiceWorkers:
             self._restarts_left -= 1
             log.warning("the object of the service %r is made anew: %s", name, cause.message)
             self._session.dismiss(pool)
+            self._session.renew()
             self._pool = self._make_object()
 
     @property

@@ -176,7 +176,7 @@ class Session:
             if self._closed:
                 raise SessionClosedError("this session is closed", suggestions=["Open a new one."])
             pool = self._pools.get(key)
-            if pool is None or _idled(pool):
+            if pool is None or (pool.gone and pool is not self._joined):
                 pool = self._pools[key] = Pool.open(self.flow, spec)
             return pool
 
@@ -229,11 +229,6 @@ def _key(spec: SessionSpec) -> str:
     return repr(
         (spec.instance_type, spec.image, sorted(spec.env.items()), spec.workers, spec.startup_timeout_s)
     )
-
-
-def _idled(pool: Pool) -> bool:
-    """Whether the workers have ended because nobody called anything for the idle limit."""
-    return isinstance(pool.over, SessionClosedError) and pool.over.error_code == "session-idle"
 
 
 @atexit.register

@@ -91,6 +91,10 @@ class Door:
             os.chdir(self.folder)
             old = os.umask(0o177)
             try:
+                if os.path.lexists(
+                    DOOR
+                ):  # of a supervisor that was killed: this is the task's next incarnation
+                    os.unlink(DOOR)
                 self.listener.bind(DOOR)
             finally:
                 os.umask(old)

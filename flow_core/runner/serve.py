@@ -159,6 +159,7 @@ class Supervisor:
         former = self.clients.pop(client.name, None)
         if former is not None:
             self._lose(former)
+        self._stop_calls_of(client.name)
         self.clients[client.name] = client
         self.alone_since = None
         try:
@@ -170,6 +171,13 @@ class Supervisor:
             selectors.EVENT_READ | selectors.EVENT_WRITE,
             lambda events: self._hear(client, events),
         )
+
+    def _stop_calls_of(self, name: str) -> None:
+        """Kill workers in the middle of a call of a client that lost its connection: it may make the call again."""
+        for process in self.crew.by_index.values():
+            stream, _, _, busy = self.page.read(process.index)
+            if busy and process.streams.get(stream) == name:
+                process.signal(signal.SIGKILL)
 
     # -- what is said
 

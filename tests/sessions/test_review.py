@@ -85,7 +85,7 @@ def test_a_stranger_whose_words_are_no_text_is_sent_away(opened: Opener, said: b
 def test_a_client_whose_wishes_make_no_sense_is_dropped_and_no_other(opened: Opener, said: bytes) -> None:
     pool = opened(1)
     assert pool.submit(sent(add), (1,)).result(20) == 2
-    door = Door(pool.flow.engine, pool.task_id)
+    door = Door(pool.flow.engine, pool.task_id, os.urandom(8).hex())
     door.check()
     connection, _ = door.open("control")
     with connection:
@@ -99,7 +99,7 @@ def test_a_client_whose_wishes_make_no_sense_is_dropped_and_no_other(opened: Ope
 def test_a_worker_that_is_no_number_is_refused(opened: Opener) -> None:
     pool = opened(1)
     assert pool.submit(sent(add), (1,)).result(20) == 2
-    door = Door(pool.flow.engine, pool.task_id)
+    door = Door(pool.flow.engine, pool.task_id, os.urandom(8).hex())
     door.check()
     connection, _ = door.open("control")
     with connection, pytest.raises(FlowError):
@@ -110,7 +110,7 @@ def test_a_worker_that_is_no_number_is_refused(opened: Opener) -> None:
 def test_a_client_that_talks_garbage_to_a_worker_harms_no_other(opened: Opener) -> None:
     pool = opened(1)
     pid = pool.submit(sent(os.getpid)).result(20)
-    door = Door(pool.flow.engine, pool.task_id)
+    door = Door(pool.flow.engine, pool.task_id, os.urandom(8).hex())
     door.check()
     for garbage in (
         wire.frame(wire.DEFINE, 1, b"no json"),

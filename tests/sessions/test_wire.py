@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -112,7 +113,7 @@ def test_a_stranger_is_told_why_and_sent_away(
 def test_a_proof_is_good_for_one_connection_only(pool: Pool) -> None:
     sessions = pool.flow.provider.sessions
     assert sessions is not None
-    door = Door(pool.flow.engine, pool.task_id)
+    door = Door(pool.flow.engine, pool.task_id, os.urandom(8).hex())
     door.check()
     with sessions.connect(pool.task_id) as first, sessions.connect(pool.task_id) as second:
         key, ours = bytes.fromhex(pool.flow.engine.collect(pool.task_id, "session.key").decode()), "ours"
@@ -129,7 +130,7 @@ def test_many_silent_strangers_keep_nobody_out(pool: Pool) -> None:
     assert sessions is not None
     silent = [sessions.connect(pool.task_id) for _ in range(100)]
     try:
-        door = Door(pool.flow.engine, pool.task_id)
+        door = Door(pool.flow.engine, pool.task_id, os.urandom(8).hex())
         door.check()
         connection, _ = eventually(lambda: door.open("control"))
         connection.close()
@@ -139,7 +140,7 @@ def test_many_silent_strangers_keep_nobody_out(pool: Pool) -> None:
 
 
 def test_a_client_that_talks_garbage_after_the_handshake_is_dropped_and_no_other(pool: Pool) -> None:
-    door = Door(pool.flow.engine, pool.task_id)
+    door = Door(pool.flow.engine, pool.task_id, os.urandom(8).hex())
     door.check()
     connection, _ = door.open("control")
     with connection:
