@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from flow_core import Flow
-from flow_core.definitions import SessionSpec
+from flow_core.definitions import CallOptions, Retries, SessionSpec
 from flow_core.dispatch import Pool
 from flow_core.errors import WorkerDiedError
 from flow_core.futures import get
+from tests.infra.slurm import Cluster
 from tests.sessions.conftest import eventually, sent
 from tests.sessions.test_dispatch import add, count_to, nap
 
@@ -63,3 +66,37 @@ def test_calls_run_on_warm_workers_of_a_job(flow_there: Flow) -> None:
         pool.close()
     eventually(lambda: flow.poll([pool.task_id])[pool.task_id].status.final, within_s=60)
     assert pool.task.snapshot.status.succeeded
+
+
+def test_a_requeued_session_goes_on_and_makes_the_calls_again_that_ask_for_it(
+    flow: Flow, slurm_cluster: Cluster, tmp_path: Path
+) -> None:
+    def hold(noted: str, go: str) -> int:
+        with open(noted, "a") as file:
+            file.write("began\n")
+        while not os.path.exists(go):
+            time.sleep(0.05)
+        return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+    noted, go = flow_folder(flow) / f"{tmp_path.name} noted", flow_folder(flow) / f"{tmp_path.name} go"
+    pool = Pool.open(flow, SessionSpec(workers=2, task={"memory_mb": 500}))
+    try:
+        options = CallOptions(retries=Retries(lost=1, delay_s=0.1))
+        asked = pool.submit(sent(hold), (str(noted), str(go)), options=options)
+        once = pool.submit(sent(nap), (600,))
+        eventually(lambda: noted.exists() and once.status == "running", within_s=60)
+        (job_id,) = slurm_cluster.job_ids()
+        slurm_cluster.requeue(job_id)
+        with pytest.raises(WorkerDiedError, match="its machine was taken away"):
+            once.result(120)
+        go.touch()
+        assert asked.result(200) == 1
+        assert noted.read_text() == "began\nbegan\n" and pool.task_id.endswith("-1")
+        assert pool.submit(sent(add), (1, 2)).result(60) == 3
+    finally:
+        pool.close()
+
+
+def flow_folder(flow: Flow) -> Path:
+    """A folder that the nodes share with us."""
+    return Path(flow.provider.site.home)  # type: ignore[attr-defined]
