@@ -52,6 +52,7 @@ class FlowHandle:
     def cancel(self) -> None:
         """Stop the task; after return its last process is gone. A task that has ended is left alone."""
         cancel(self._call.flow, [self.task_id])
+        self._call.task.refresh()  # what it last saw may be younger than its poll interval, and is no longer true
 
     def wait(self, timeout: float | None = None) -> FlowResult:
         """Block until the task has succeeded, and show what it prints as the step's own output.

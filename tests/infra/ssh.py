@@ -118,6 +118,7 @@ class Machine:
         self.name, self.address = f"h{number}", f"{labs.NET}.{10 + number}"
         self._lab, self._link = lab, f"v{number}"
         self.folder = lab.folder / self.name
+        self._disturbed = False  # whether connections may have been cut off from their clients
         self._write(client, gpus)
         # The network outlives the machine's processes, as a machine's address does: a new connection to a crashed
         # machine is refused at once. `cut` it as well, and it is silent.
@@ -213,6 +214,7 @@ class Machine:
 
     def freeze(self) -> None:
         """Stop every process; the kernel still acknowledges what arrives. `thaw` undoes it."""
+        self._disturbed = True
         labs.signal_all(self.init, signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -230,11 +232,13 @@ class Machine:
         self._cable("up")
 
     def _cable(self, state: str) -> None:
+        self._disturbed = True
         lab_net = f"--net=/proc/{self._lab.init}/ns/net"
         labs.output(["nsenter", lab_net, "ip", "link", "set", self._link, state])
 
     def reject(self) -> None:
         """Answer every packet to sshd with a reset, also those of open connections. `clear` undoes it."""
+        self._disturbed = True
         rule = ["INPUT", "-p", "tcp", "--dport", "22", "-j", "REJECT", "--reject-with", "tcp-reset"]
         self._iptables("-A", *rule)
 
@@ -272,16 +276,33 @@ class Machine:
         raise ValueError(f"{path} is not on a disk of {self.name}")
 
     def tidy(self) -> None:
-        """Undo every fault and end what tests left running; sshd and its connections stay."""
-        self.clear()
-        self.heal()
+        """Undo every fault, end what tests left running and empty /tmp.
+
+        sshd stays, and so do its connections unless there was a fault: a client that gave up during one could not say
+        so, and its connection would be counted for hours.
+        """
+        disturbed = self._disturbed
+        if disturbed:
+            self.clear()
+            self.heal()
+        self._disturbed = False
         if not self.running:
             self.boot()
         self.thaw()
+        stay = {self.init} | self._sshd(connections=not disturbed)
+        for pid in set(labs.namespace_members(self.init)) - stay:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.run("find /tmp -mindepth 1 -delete", user="root")
+
+    def _sshd(self, *, connections: bool) -> set[int]:
+        """The listening sshd and, if asked for, those of its connections."""
+        found = set()
         for pid in labs.namespace_members(self.init):
             with contextlib.suppress(OSError):
-                if pid != self.init and Path(f"/proc/{pid}/comm").read_text().strip() != "sshd":
-                    os.kill(pid, signal.SIGKILL)
+                if Path(f"/proc/{pid}/comm").read_text().strip() == "sshd":
+                    found.add(pid)
+        return found if connections else {pid for pid in found if labs.parent(pid) not in found}
 
     def close(self) -> None:
         """End it for good."""
