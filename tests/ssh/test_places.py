@@ -136,8 +136,12 @@ def test_submitters_that_race_on_machines_of_their_own_start_one_task(
 def test_two_submitters_never_give_a_gpu_to_two_tasks(
     here: Flow, ssh_machines: Machines, tmp_path: Path
 ) -> None:
-    use = "mkdir ~/gpu-$CUDA_VISIBLE_DEVICES && sleep 0.2 && rmdir ~/gpu-$CUDA_VISIBLE_DEVICES"
+    # Nobody lets go of a GPU before all have submitted: who comes later finds the first hosts full.
+    use = "mkdir ~/gpu-$CUDA_VISIBLE_DEVICES && until test -e ~/go; do sleep 0.1; done"
+    use += " && sleep 0.2 && rmdir ~/gpu-$CUDA_VISIBLE_DEVICES"
     ids = [line.split()[0] for line in submitters(tmp_path, 12, use, gpu="a100")]
+    for machine in ssh_machines.values():
+        machine.run("touch ~/go")
     seen = here.wait(ids, timeout=120)
     assert {one.status for one in seen.values()} == {TaskStatus.COMPLETED}
     assert {host for one in seen.values() for host in one.hosts} == {"h1", "h2", "h3"}
