@@ -1,105 +1,284 @@
-"""One question per tick to each provider, however many triggers wait in this process. Asks; never decides."""
+"""What happens to the tasks that triggers wait for: one question per tick to each provider, however many wait.
+
+Asks, reads and hands out; never decides. A tick is two requests, for the statuses and for what was printed, made one
+after the other in a thread of the poller's own; the event loop only passes on what they brought.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
+from asgiref.sync import sync_to_async
+
 from flow_core.errors import FlowError
+from flow_core.models import LogPosition, TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Hashable, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Hashable, Mapping, Sequence
 
-    from flow_core.models import Snapshot
+    from flow_airflow.logs import Line, TaskLines
+    from flow_core.models import LogChunk, Snapshot
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 #: While a provider is out of reach it is asked again after a growing delay, up to this one.
 LONGEST_PAUSE_S = 60.0
 
+#: So much output is read in one tick, for all who wait: to write it down takes the event loop's time.
+OUTPUT_BYTES = 131_072
 
-class Watch(NamedTuple):
-    """A task that somebody waits for: `ended` resolves to its final snapshot."""
+#: Where there is more, the next tick comes this soon.
+BACKLOG_S = 0.5
 
-    ended: asyncio.Future[Snapshot]
-    watchers: int
+#: Cancels that come within this time are one request: a failed DAG run ends all its deferred tasks at once.
+GATHER_S = 0.05
+
+#: Such a task has not printed anything new.
+_SILENT = (TaskStatus.PENDING, TaskStatus.PROVISIONING)
+
+
+class Backend(Protocol):
+    """What the poller needs of a `flow_core.Flow`."""
+
+    def poll(self, task_ids: Collection[str]) -> Mapping[str, Snapshot]:
+        """Return snapshots of exactly these tasks."""
+
+    def read_logs(
+        self, wanted: Sequence[LogPosition], *, limit: int = 65536
+    ) -> Mapping[LogPosition, LogChunk]:
+        """Return what has been printed since."""
+
+    def cancel(self, task_ids: Collection[str]) -> None:
+        """Ask tasks to stop."""
+
+
+@dataclass(frozen=True)
+class News:
+    """What has happened to a task: further `lines`, its end, or that nothing can be learnt at the moment."""
+
+    lines: Sequence[Line] = ()
+    ended: Snapshot | None = None
+    trouble: str = ""
+
+
+class Watch:
+    """A task that somebody waits for. `news` may be called by one at a time."""
+
+    def __init__(self, task_id: str, interval_s: float, open_output: Callable[[], TaskLines] | None) -> None:
+        self.task_id = task_id
+        self.interval_s = interval_s
+        self.over = False
+        #: Whether what was told so far has been dealt with: until then no more output is read.
+        self.hungry = True
+        self._open_output = open_output
+        self._output: TaskLines | None = None
+        self._box: asyncio.Queue[News | Exception] = asyncio.Queue()
+
+    async def news(self) -> News:
+        """Wait for something to happen. Raises an error that asking again cannot mend."""
+        self.hungry = self._box.empty()
+        told = await self._box.get()
+        self.hungry = False
+        if isinstance(told, Exception):
+            raise told
+        return told
+
+    def tell(self, news: News | Exception) -> None:
+        """Have `news` return this."""
+        self._box.put_nowait(news)
+
+    def output(self) -> TaskLines | None:
+        """Return what takes the task's output, None where it is not wanted; for the poller's thread."""
+        if self._output is None and self._open_output is not None:
+            self._output = self._open_output()
+        return self._output
+
+
+@dataclass
+class _Look:
+    """What one tick has brought."""
+
+    seen: Mapping[str, Snapshot]
+    lines: dict[Watch, list[Line]] = field(default_factory=dict)
+    trouble: str = ""
+    backlog: bool = False
+
+
+@dataclass
+class _Batch:
+    """Tasks that are cancelled in one request."""
+
+    task_ids: list[str] = field(default_factory=list)
+    done: asyncio.Future[None] | None = None
 
 
 class Poller:
     """Watches the tasks of one provider in one event loop, for as long as somebody waits for one of them."""
 
-    def __init__(self, poll: Callable[[Collection[str]], Mapping[str, Snapshot]], interval_s: float) -> None:
-        self._poll = poll
-        self._interval_s = interval_s
-        self._watches: dict[str, Watch] = {}
-        self._task: asyncio.Task[None] | None = None
+    def __init__(self, connect: Callable[[], Backend]) -> None:
+        self._connect = connect
+        self._backend: Backend | None = None
+        self._connecting = asyncio.Lock()
+        # One to ask, and one to cancel while a provider takes its time to answer.
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="flow-poller")
+        self._watches: dict[Watch, None] = {}
+        self._asking: asyncio.Task[None] | None = None
+        self._batch: _Batch | None = None
+        self._trouble = ""
 
     @asynccontextmanager
-    async def watch(self, task_id: str) -> AsyncIterator[asyncio.Future[Snapshot]]:
-        """Yield a future: the snapshot of the ended task, or an error that asking again cannot mend."""
-        known = self._watches.get(task_id)
-        if known is None or known.ended.done():
-            known = Watch(asyncio.get_running_loop().create_future(), known.watchers if known else 0)
-        self._watches[task_id] = known._replace(watchers=known.watchers + 1)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._ask_repeatedly(), name="flow-poller")
+    async def watch(
+        self, task_id: str, *, interval_s: float, output: Callable[[], TaskLines] | None = None
+    ) -> AsyncIterator[Watch]:
+        """Yield a Watch, whose news are looked for every `interval_s`, or more often where another wants that.
+
+        `output` makes, in another thread, what takes the task's output; without it, that is not read.
+        """
+        watch = Watch(task_id, interval_s, output)
+        self._watches[watch] = None
+        if self._asking is None or self._asking.done():
+            self._asking = _apart(self._ask_repeatedly())
         try:
-            yield known.ended
+            yield watch
         finally:
-            left = self._watches[task_id]
-            if left.watchers > 1:
-                self._watches[task_id] = left._replace(watchers=left.watchers - 1)
-            else:
-                del self._watches[task_id]
-                if left.ended.done() and not left.ended.cancelled():
-                    left.ended.exception()  # looked at, so that asyncio does not report it as lost
+            del self._watches[watch]
+
+    async def cancel(self, task_id: str) -> None:
+        """Ask a task to stop, in one request with all that are to stop now. Raises FlowError."""
+        if self._batch is None:
+            self._batch = _Batch()
+            self._batch.done = _apart(self._cancel(self._batch))
+        batch = self._batch
+        batch.task_ids.append(task_id)
+        assert batch.done is not None
+        await asyncio.shield(batch.done)
+
+    async def _cancel(self, batch: _Batch) -> None:
+        await asyncio.sleep(GATHER_S)
+        self._batch = None
+        backend = await self._connected()
+        await self._in_thread(partial(backend.cancel, batch.task_ids))
+
+    # -- asking
 
     async def _ask_repeatedly(self) -> None:
-        pause = self._interval_s
-        while waiting := [task_id for task_id, watch in self._watches.items() if not watch.ended.done()]:
+        outage_s = 0.0
+        while watches := [watch for watch in self._watches if not watch.over]:
+            pause = min(watch.interval_s for watch in watches)
             try:
-                answer = await asyncio.to_thread(self._poll, waiting)
-            except FlowError as error:
-                if not error.retryable:
-                    self._fail(waiting, error)
-                    continue
-                pause = min(pause * 2, LONGEST_PAUSE_S)
-                logger.warning(
-                    "No answer about %d tasks, asking again in %.0f s: %s", len(waiting), pause, error.message
-                )
+                backend = await self._connected()
+                look = await self._in_thread(partial(_look, backend, watches))
             except Exception as error:  # noqa: BLE001  # the ones who wait decide what it means to them
-                self._fail(waiting, error)
-                continue
+                if not (isinstance(error, FlowError) and error.retryable):
+                    self._end(watches, error)
+                    continue
+                pause = outage_s = min(max(pause, outage_s) * 2, LONGEST_PAUSE_S)
+                self._tell_trouble(watches, error.message)
             else:
-                pause = self._interval_s
-                self._report(answer)
+                outage_s = 0.0
+                self._tell_trouble(watches, look.trouble)
+                self._tell(watches, look)
+                pause = min(pause, BACKLOG_S) if look.backlog else pause
             await asyncio.sleep(pause)
 
-    def _report(self, answer: Mapping[str, Snapshot]) -> None:
-        for task_id, snapshot in answer.items():
-            watch = self._watches.get(task_id)
-            if snapshot.status.final and watch is not None and not watch.ended.done():
-                watch.ended.set_result(snapshot)
+    # -- telling
 
-    def _fail(self, task_ids: list[str], error: Exception) -> None:
-        for task_id in task_ids:
-            watch = self._watches.get(task_id)
-            if watch is not None and not watch.ended.done():
-                watch.ended.set_exception(error)
+    def _tell(self, watches: list[Watch], look: _Look) -> None:
+        for watch in watches:
+            seen = look.seen.get(watch.task_id)
+            ended = seen if seen is not None and seen.status.final else None
+            lines = look.lines.get(watch, ())
+            if lines or ended:
+                watch.tell(News(lines, ended))
+            watch.over = ended is not None
+
+    def _tell_trouble(self, watches: list[Watch], trouble: str) -> None:
+        """Tell of an outage when it begins, and when it is over."""
+        if bool(trouble) == bool(self._trouble):
+            return
+        self._trouble = trouble
+        said = f"No answer at the moment, asking again: {trouble}" if trouble else "There is an answer again."
+        logger.warning("%d tasks: %s", len(watches), said)
+        for watch in watches:
+            watch.tell(News(trouble=said))
+
+    def _end(self, watches: list[Watch], error: Exception) -> None:
+        for watch in watches:
+            watch.over = True
+            watch.tell(error)
+
+    # -- blocking
+
+    async def _connected(self) -> Backend:
+        async with self._connecting:
+            if self._backend is None:
+                # Airflow 3.1 and 3.2 answer the question for a connection in such a thread alone.
+                connect = sync_to_async(self._connect, thread_sensitive=False, executor=self._threads)
+                self._backend = await connect()
+        return self._backend
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _look(backend: Backend, watches: list[Watch]) -> _Look:
+    """Ask for statuses and output. Blocks."""
+    look = _Look(backend.poll(list({watch.task_id: None for watch in watches})))
+    readers = {
+        watch: output
+        for watch in watches
+        if watch.hungry
+        and look.seen[watch.task_id].status not in _SILENT
+        and (output := watch.output()) is not None
+    }
+    wanted = {
+        LogPosition(watch.task_id, node, offset): None
+        for watch, output in readers.items()
+        for node, offset in output.wanted.items()
+    }
+    try:
+        chunks = backend.read_logs(list(wanted), limit=OUTPUT_BYTES) if wanted else {}
+    except FlowError as error:  # how a task has ended is known all the same
+        look.trouble = f"the output is out of reach: {error.message}"
+        return look
+    for watch, output in readers.items():
+        look.lines[watch] = output.take(
+            {
+                node: chunks[at]
+                for node, offset in output.wanted.items()
+                if (at := LogPosition(watch.task_id, node, offset)) in chunks
+            }
+        )
+    look.backlog = sum(len(chunk.data) for chunk in chunks.values()) > OUTPUT_BYTES // 2
+    return look
+
+
+def _apart(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Start a task that is nobody's in particular: in a trigger's context it would write to that trigger's log."""
+    task: asyncio.Task[None] = contextvars.Context().run(asyncio.ensure_future, work)
+    task.add_done_callback(
+        lambda done: done.cancelled() or done.exception()
+    )  # looked at, so not reported as lost
+    return task
 
 
 #: A triggerer has one event loop; a test, or `dag.test()`, has one after the other.
-_pollers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Hashable, float], Poller]] = (
-    WeakKeyDictionary()
-)
+_pollers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, Poller]] = WeakKeyDictionary()
 
 
-def shared_poller(
-    key: Hashable, interval_s: float, poll: Callable[[Collection[str]], Mapping[str, Snapshot]]
-) -> Poller:
-    """Return this loop's poller for `key` (a provider and how it is reached), made with `poll` if it is the first."""
+def shared_poller(key: Hashable, connect: Callable[[], Backend]) -> Poller:
+    """Return this loop's poller for `key`, a provider and how it is reached, made by `connect` for the first to ask."""
     pollers = _pollers.setdefault(asyncio.get_running_loop(), {})
-    return pollers.setdefault((key, interval_s), Poller(poll, interval_s))
+    if key not in pollers:
+        pollers[key] = Poller(connect)
+    return pollers[key]

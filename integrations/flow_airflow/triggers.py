@@ -11,19 +11,19 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from flow_airflow.compat import TRIGGERER_CALLS_ON_KILL
 from flow_airflow.hooks import opener
-from flow_airflow.logs import TaskLog
-from flow_airflow.poller import shared_poller
-from flow_core.errors import FlowError, ResourceNotFoundError
+from flow_airflow.logs import TaskLines
+from flow_airflow.poller import Poller, shared_poller
+from flow_airflow.shown import channel, offsets_shown, worker_log
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Coroutine, Sequence
 
+    from flow_airflow.logs import Line
+    from flow_airflow.poller import Watch
     from flow_core import Flow
-    from flow_core.models import Snapshot
 
-#: Between two looks at the output; a quiet task is looked at less and less often.
-SHORTEST_LOOK_S, LONGEST_LOOK_S = 1.0, 10.0
-
+#: After so many lines the event loop has its turn.
+_LINES_AT_ONCE = 20
 
 #: A user's kill must reach the provider within this time.
 _KILL_S = 30.0
@@ -45,7 +45,8 @@ class FlowTaskTrigger(BaseTrigger):
     has seen the worker leave (apache/airflow#71580). With `cancel_on_kill` a user who marks or clears the
     deferred task ends the work too.
 
-    All triggers of one provider and connection in a triggerer share one poll per `poll_interval_s`.
+    All triggers of one provider and connection in a triggerer share one poll, and one reading of output, per
+    `poll_interval_s`.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class FlowTaskTrigger(BaseTrigger):
         self.hold_s = hold_s
         self.poll_interval_s = poll_interval_s
         self.cancel_on_kill = cancel_on_kill
+        #: Up to here each machine's output is in the log.
+        self._shown = list(log_offsets or [])
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments with which another process makes this trigger again."""
@@ -86,7 +89,7 @@ class FlowTaskTrigger(BaseTrigger):
         return f"{__name__}.{type(self).__name__}", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Yield one event. After a triggerer's restart the output since the deferral is shown again."""
+        """Yield one event. What the log shows already, it does not get again: see `shown`."""
         held_until = time.monotonic() + self.hold_s
         try:
             event = await self._wait()
@@ -101,59 +104,53 @@ class FlowTaskTrigger(BaseTrigger):
         """Cancel the task: a user has marked or cleared the deferred Airflow task."""
         if self.cancel_on_kill:
             self.log.info("Cancelling Flow task %s.", self.flow_task_id)
-            flow = await asyncio.to_thread(self._connect)
-            await asyncio.to_thread(flow.cancel, [self.flow_task_id])
+            await self._poller().cancel(self.flow_task_id)
 
-    async def _wait(self) -> FlowEvent:
-        flow = await asyncio.to_thread(self._connect)
-        output = None if self.log_offsets is None else _Output(flow, self.flow_task_id, self.log_offsets)
-        poller = shared_poller((self.provider, self.flow_conn_id), self.poll_interval_s, flow.poll)
-        async with poller.watch(self.flow_task_id) as ended:
-            outcome = await self._watch(ended, output)
-        if outcome == "deadline":
-            self.log.error("The time is up: cancelling Flow task %s.", self.flow_task_id)
-            await asyncio.to_thread(flow.cancel, [self.flow_task_id])
-        offsets = output.offsets if output is not None else []
-        return FlowEvent(flow_task_id=self.flow_task_id, outcome=outcome, log_offsets=offsets)
+    # -- waiting
 
-    async def _watch(
-        self, ended: asyncio.Future[Snapshot], output: _Output | None
-    ) -> Literal["ended", "deadline"]:
-        pause = SHORTEST_LOOK_S
-        while not ended.done():
-            news = await self._show(output)
-            pause = SHORTEST_LOOK_S if news else min(pause * 1.5, LONGEST_LOOK_S)
-            left = float("inf") if self.deadline is None else self.deadline - time.time()
-            if left <= 0:
-                return "deadline"
-            await asyncio.wait({ended}, timeout=min(pause, left))
-        ended.result()  # raises what the poller could not mend
-        await self._show(output)
-        return "ended"
-
-    async def _show(self, output: _Output | None) -> bool:
-        """Emit the output so far; return whether there was any. What is out of reach is tried again later."""
-        news = False
-        while output is not None:
-            try:
-                lines, more = await asyncio.to_thread(output.read)
-            except ResourceNotFoundError:  # what became of the task is for the poller to say
-                break
-            except FlowError as error:
-                if not error.retryable:
-                    raise
-                self.log.warning("The output is out of reach at the moment: %s", error.message)
-                break
-            for line in lines:
-                self.log.info("%s", line)
-            news = news or bool(lines)
-            if not more:
-                break
-        return news
+    def _poller(self) -> Poller:
+        return shared_poller((self.provider, self.flow_conn_id), self._connect)
 
     def _connect(self) -> Flow:
         """Blocks: it may ask Airflow for the connection."""
         return opener(self.provider, self.flow_conn_id)()
+
+    async def _wait(self) -> FlowEvent:
+        poller, output = self._poller(), None if self.log_offsets is None else self._open_output
+        outcome: Literal["ended", "deadline"] = "ended"
+        async with poller.watch(self.flow_task_id, interval_s=self.poll_interval_s, output=output) as watch:
+            left = None if self.deadline is None else max(0.0, self.deadline - time.time())
+            try:
+                await asyncio.wait_for(self._follow(watch), left)
+            except asyncio.TimeoutError:
+                outcome = "deadline"
+        if outcome == "deadline":
+            self.log.error("The time is up: cancelling Flow task %s.", self.flow_task_id)
+            await poller.cancel(self.flow_task_id)
+        return FlowEvent(flow_task_id=self.flow_task_id, outcome=outcome, log_offsets=self._shown)
+
+    async def _follow(self, watch: Watch) -> None:
+        """Show the output until the task has ended."""
+        ended = False
+        while not ended:
+            news = await watch.news()
+            if news.trouble:
+                self.log.warning("%s", news.trouble)
+            await self._show(news.lines)
+            ended = news.ended is not None
+
+    async def _show(self, lines: Sequence[Line]) -> None:
+        for count, line in enumerate(lines, 1):
+            self.log.info("%s", line.text, chan=channel(self.flow_task_id, line.node, line.offset))
+            self._shown[line.node] = line.offset
+            if count % _LINES_AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    def _open_output(self) -> TaskLines:
+        """Go on where the log ends. Blocks: it looks at files."""
+        if self.task_instance is not None:
+            self._shown = offsets_shown(worker_log(self.task_instance), self.flow_task_id, self._shown)
+        return TaskLines(self._shown)
 
     async def _cancel_if_ended_by_user(self) -> None:
         """Before Airflow 3.3 a cancelled trigger finds out itself whether its task is still deferred."""
@@ -179,24 +176,3 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
         with suppress(asyncio.CancelledError):
             await asyncio.wait({task})
     task.result()
-
-
-class _Output:
-    """A task's output, looked up when it is first read, and again until that works."""
-
-    def __init__(self, flow: Flow, task_id: str, offsets: list[int]) -> None:
-        self._flow = flow
-        self._task_id = task_id
-        self._log: TaskLog | None = None
-        self._offsets = offsets
-
-    def read(self) -> tuple[list[str], bool]:
-        """Return further lines, and whether reading on at once is worth while. Blocks."""
-        if self._log is None:
-            self._log = TaskLog(self._flow.get_task(self._task_id), offsets=self._offsets)
-        lines = self._log.read()
-        return lines, not self._log.caught_up
-
-    @property
-    def offsets(self) -> list[int]:
-        return self._offsets if self._log is None else self._log.offsets
