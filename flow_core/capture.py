@@ -18,6 +18,7 @@ from types import FunctionType
 from typing import Any, Literal, NamedTuple
 
 from flow_core.errors import SerializationError
+from flow_core.object_ref import ObjectRef, pickled_refs
 from flow_core.references import References, global_names
 from flow_core.runner.execute import WIRE_VERSION, sha256_hex
 from flow_core.runner.pickles import CLOUDPICKLE_ZIP, PICKLE_LIMIT_BYTES, blame
@@ -81,11 +82,15 @@ def capture(
 
 
 class Payload(NamedTuple):
-    """A function as it travels: its pickle, the digest of that, and the text of its source files by name."""
+    """A function as it travels: its pickle, the digest of that, the text of its source files by name.
+
+    `refs` are the references in it, of which each is an ObjectRef in the pickle.
+    """
 
     data: bytes
     digest: str
     sources: dict[str, str]
+    refs: tuple[ObjectRef, ...] = ()
 
 
 class Captured:
@@ -107,21 +112,22 @@ class Captured:
         if made is not None and made[0].unchanged():
             return made[1]
         references = References(self.function)  # before the capture, so that no change falls between them
-        data, filenames = _dumped(self.function, self.name, {})
-        _check_size(data, self.name)
-        if made is not None and made[1].data == data:
-            payload = made[1]
-        else:
-            payload = Payload(data, sha256_hex(data), _sources(filenames))
+        payload = payload_of(self.function, self.name, made[1] if made is not None else None)
         self._made = references, payload
         return payload
 
 
-def payload_of(value: object, name: str) -> Payload:
-    """Return an object or a class as another machine gets it, once. Raises SerializationError as `capture` does."""
-    data, filenames = _dumped(value, name, {})
+def payload_of(value: object, name: str, before: Payload | None = None) -> Payload:
+    """Return an object or a class as another machine gets it, once: `before` itself where that is the same.
+
+    Raises SerializationError as `capture` does.
+    """
+    with pickled_refs() as refs:
+        data, filenames = _dumped(value, name, {})
     _check_size(data, name)
-    return Payload(data, sha256_hex(data), _sources(filenames))
+    if before is not None and before.data == data:
+        return before
+    return Payload(data, sha256_hex(data), _sources(filenames), tuple(refs))
 
 
 def _check_size(data: bytes, name: str) -> None:

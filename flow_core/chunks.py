@@ -158,14 +158,17 @@ def _next_chunk(pool: Pool, made: Callable[..., Chunk], shape: Shape, items: Ite
     arguments, star = shape(taken)
     chunk = made(arguments, star=star)
     chunk.write(pool.arena)
-    if chunk.body.refs and chunk.count > 1:
+    if chunk.count > 1 and (chunk.body.refs or len(chunk.body.body) > encoding.MOST_BYTES):
         return _one_by_one(pool, chunk)
     pool.enter(chunk)
     return chunk
 
 
 def _one_by_one(pool: Pool, many: Chunk) -> Chunk:
-    """Send the items of a chunk as chunks of their own: a reference that leads nowhere is the fault of its item."""
+    """Send the items of a chunk as chunks of their own.
+
+    What is too much for one frame may fit into several, and a reference that leads nowhere is the fault of its item.
+    """
     for segment in many.body.segments:
         assert pool.arena is not None
         pool.arena.give_back(segment.number)

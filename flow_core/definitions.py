@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flow_core import gpus
 from flow_core.capture import cloudpickle_zip
@@ -16,6 +16,10 @@ from flow_core.runner import wire
 from flow_core.runner.execute import WIRE_VERSION
 from flow_core.runner.pickles import CLOUDPICKLE_ZIP
 from flow_core.runner.strict_json import to_json
+
+if TYPE_CHECKING:
+    from flow_core.object_ref import ObjectRef
+    from flow_core.objects import Carried
 
 #: How long a call takes of which nothing is known (microseconds).
 UNKNOWN_US = 1e12
@@ -63,7 +67,8 @@ class Definition:
     `payload` is what `pickle.loads` makes the function of, there. `kind`: "function"; "make", which makes a service's
     object and keeps it on its worker; "each", which makes an object on every worker that is asked for a method of it;
     "method" `name` of the object that the definition `of` has made, the object itself where there is no name; "touch",
-    which only sees to it that the object is made.
+    which only sees to it that the object is made. `refs` are the references in the payload; what they need is provided
+    before it is sent.
     """
 
     _numbers = itertools.count(1)
@@ -78,6 +83,7 @@ class Definition:
         of: Definition | None = None,
         generator: bool = False,
         sources: Mapping[str, str] | None = None,
+        refs: Sequence[ObjectRef] = (),
     ) -> None:
         self.number = next(self._numbers)
         self.name = name
@@ -85,7 +91,8 @@ class Definition:
         self.of = of
         self.generator = generator
         self.estimate = UNKNOWN_US
-        head = {
+        self._payload = payload
+        self._head = {
             "kind": kind,
             "name": name,
             "codec": codec,
@@ -93,7 +100,19 @@ class Definition:
             "of": of.number if of else 0,
             "sources": dict(sources or {}),
         }
-        self.frame = wire.frame(wire.DEFINE, self.number, json.dumps(head).encode() + b"\n" + payload)
+        self.refs = refs
+        self.lacking = [one for one in (of, self) if one is not None and one.refs]
+        self.frame = b"" if refs else self._framed()
+
+    def provide(self, carried: Carried) -> None:
+        """Add what a worker needs to get the values of the references."""
+        self._head["objects"] = carried.listed
+        self._head["sizes"] = [len(self._payload), *map(len, carried.values)]
+        self.frame = self._framed(*carried.values)
+
+    def _framed(self, *values: bytes | bytearray) -> bytes:
+        head = json.dumps(self._head).encode() + b"\n"
+        return wire.frame(wire.DEFINE, self.number, b"".join([head, self._payload, *values]))
 
     def took(self, micros: float) -> None:
         """Learn from a call: quick to believe that it takes long, slow to believe that it does not."""

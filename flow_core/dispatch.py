@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from flow_core.errors import TaskErrorFields
     from flow_core.flow import Flow
     from flow_core.object_ref import ObjectRef
+    from flow_core.objects import Carried
     from flow_core.task import Task
 
 __all__ = ["CallOptions", "Definition", "Pool", "Retries", "SessionSpec"]
@@ -156,8 +157,8 @@ class Pool:
     def enter(self, made: Future) -> Future:
         """Send a call whose arguments are written down, or queue it."""
         self.check_process()
+        failure = self._completed(made)
         inputs = made.body.inputs
-        failure = self._look_up(made) if made.body.refs else None
         with self.lock:
             if self.over is not None:
                 raise self._refusal()
@@ -185,19 +186,37 @@ class Pool:
         self._help(crowd)
         return made
 
+    def _completed(self, made: Future) -> FlowError | None:
+        """Add to a call what workers need for its references; return what is wrong with one of its arguments."""
+        if len(made.body.body) > encoding.MOST_BYTES:
+            raise encoding.too_large(made.name, len(made.body.body))
+        if made.definition.lacking:
+            self._provide(made.definition)
+        return self._look_up(made) if made.body.refs else None
+
     def _look_up(self, made: Future) -> FlowError | None:
         """Add what its worker needs to get the values of its references; return what is wrong with one of them."""
         try:
-            carried = self.flow.objects.carried(
-                made.body.refs,
-                provider=self.flow.provider.name,
-                contained=self.spec.machine()["image"] is not None,
-                allow_pickle=made.definition.codec == "pickle",
-            )
+            carried = self._carried(made.body.refs, made.definition.codec)
         except FlowError as error:
             return error
         made.body = made.body._replace(carried=carried)
         return None
+
+    def _provide(self, definition: Definition) -> None:
+        """Add what workers need for the references in a function, or in the object of a method."""
+        for one in list(definition.lacking):
+            if not one.frame:
+                one.provide(self._carried(one.refs, one.codec))
+        definition.lacking.clear()
+
+    def _carried(self, refs: Sequence[ObjectRef], codec: str) -> Carried:
+        return self.flow.objects.carried(
+            refs,
+            provider=self.flow.provider.name,
+            contained=self.spec.machine()["image"] is not None,
+            allow_pickle=codec == "pickle",
+        )
 
     def check_process(self) -> None:
         """Raise SessionClosedError in a fork: its parent's locks may be held there, and the connections are shared."""
@@ -271,6 +290,8 @@ class Pool:
             more["sizes"] = [len(one) for one in bodies]
             more["paths"] = encoded.paths
             more["objects"] = encoded.carried.listed
+            if sum(more["sizes"]) > encoding.MOST_BYTES:
+                raise encoding.too_large(future.name, sum(more["sizes"]))
         return json.dumps(more).encode() + b"\n" + b"".join(bodies)
 
     def fill(self, line: Line) -> None:
@@ -286,7 +307,9 @@ class Pool:
             queue.popleft()
             try:
                 pieces.append(self._frames(line, future))
-            except SerializationError as error:  # an input that was changed here since it came
+            except (
+                SerializationError
+            ) as error:  # an input that was changed here since it came, or is too large
                 self.keeper.drop(future, error)
         if pieces:
             line.write(b"".join(pieces))

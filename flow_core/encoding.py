@@ -12,7 +12,7 @@ from flow_core.errors import FlowError, ResultError, SerializationError
 from flow_core.futures import Future, HoldsFutures, Stream, writing
 from flow_core.object_ref import ObjectRef, pickled_refs, revived
 from flow_core.objects import NOTHING, Carried
-from flow_core.runner import parcels
+from flow_core.runner import parcels, wire
 from flow_core.runner.objects import MARK
 from flow_core.runner.pickles import blame
 from flow_core.runner.strict_json import NotSerializable, to_json
@@ -39,6 +39,23 @@ class Encoded(NamedTuple):
 _NAMES = b"\x93"  # STACK_GLOBAL, by which a pickle of protocol 4 and later names what is not a plain value
 
 _MARK = MARK.encode()  # a glance at the written arguments shows whether there may be references among them
+
+#: What the arguments of a call may take where no memory is shared; their frame has a head besides.
+MOST_BYTES = wire.MAX_FRAME_BYTES - 1024 * 1024
+
+
+def too_large(name: str, size: int) -> SerializationError:
+    """Return the error for arguments that no frame can hold."""
+    return SerializationError(
+        f"{payload.CANNOT_SERIALIZE} The arguments of {name!r} take {size:,} bytes, and at most {MOST_BYTES:,} can "
+        "travel with a call to workers that share no memory with this process",
+        suggestions=[
+            "Store the value where the workers can open it and pass the reference: "
+            "put(value, codec='pickle', storage='file:///shared/…').",
+            "Pass it in parts, or have the function load it.",
+        ],
+    )
+
 
 NO_ARGUMENTS: Mapping[str, Encoded] = {
     "json": Encoded(parcels.JSON, b"[[],{}]"),

@@ -170,6 +170,7 @@ class RemoteFunction(SentAsFunction, Generic[P, L, R]):
             codec=self._options.serialization.value,
             generator=self._yields,
             sources=payload.sources,
+            refs=payload.refs,
         )
 
 

@@ -12,6 +12,7 @@ from flow_core.capture import function_name, payload_of, yields
 from flow_core.definitions import Definition
 from flow_core.errors import SerializationError, close_names
 from flow_core.futures import Future
+from flow_core.object_ref import revived
 from flow_core.references import SentAsFunction
 from flow_core.signatures import Fit
 
@@ -56,13 +57,20 @@ class LiveObject:
                 suggestions=["Wait for it: pass future.get()."],
             )
         if self._is_class:
-            return self._sent(functools.partial(self.target, *self.args, **self.kwargs), "each")
+            args, kwargs = revived([list(self.args), self.kwargs], [])
+            return self._sent(functools.partial(self.target, *args, **kwargs), "each")
         return self._sent(functools.partial(operator.getitem, (self.target,), 0), "each")
 
     def _sent(self, value: Any, kind: str, *, generator: bool = False) -> Definition:
         payload = payload_of(value, self.name)
         return Definition(
-            payload.data, self.name, codec="pickle", kind=kind, generator=generator, sources=payload.sources
+            payload.data,
+            self.name,
+            codec="pickle",
+            kind=kind,
+            generator=generator,
+            sources=payload.sources,
+            refs=payload.refs,
         )
 
     # -- what can be called

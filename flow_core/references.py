@@ -56,7 +56,7 @@ _FIXED_NAMES = frozenset(
         *("enum.property", "fractions.Fraction", "logging.Logger", "logging.RootLogger", "numpy.dtype"),
         *("numpy.ufunc", "operator.attrgetter", "operator.itemgetter", "pathlib.PosixPath"),
         *("pathlib.PurePosixPath", "re.Pattern", "types.DynamicClassAttribute", "uuid.UUID"),
-        *("zoneinfo.ZoneInfo",),
+        *("zoneinfo.ZoneInfo", "flow_core.object_ref.ObjectRef"),
     }
 )
 # In a class or module, made by Python itself.

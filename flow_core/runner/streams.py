@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import pickle
 import socket
 import struct
 import threading
@@ -35,7 +37,10 @@ class Definition:
         self.streams: bool = head.get("generator", False)
         self.of: int = head.get("of", 0)
         self._sources = head.get("sources") or {}
-        self._payload = payload
+        sizes = head.get("sizes") or [len(payload)]
+        ends = list(itertools.accumulate(sizes))
+        self._payload, *self._values = [payload[end - size : end] for size, end in zip(sizes, ends)]
+        self._objects: list[dict[str, Any]] = head.get("objects") or []
         self.function: Callable[..., Any] | None = None
 
     def resolve(self, stream: Stream) -> Callable[..., Any]:
@@ -47,9 +52,17 @@ class Definition:
             stream.object_of(self.of)
             function = _nothing
         else:
-            function = pickles.loads_captured(self._payload, self._sources)
+            function = pickles.loads_captured(self._payload, self._sources, self._loads())
         self.function = function
         return function
+
+    def _loads(self) -> Callable[[bytes], Any]:
+        """Return what unpickles it, with values in place of references."""
+        if not self._objects:
+            return pickle.loads
+        from .objects import Resolver
+
+        return Resolver("", self._objects, self._values).loads
 
 
 def _nothing() -> None:

@@ -343,9 +343,11 @@ class Worker:
         self.ahead.give_back()
         for value in load.iterated(made):
             self.current = None  # an interrupt while a frame is sent or read would tear it
-            stream.answer(
-                wire.ITEM, number, *self._encoded(stream, codec, value, "the value that was yielded")
-            )
+            try:
+                encoded = self._encoded(stream, codec, value, "the value that was yielded")
+            except NotSerializable as error:
+                raise not_serializable(error) from None
+            stream.answer(wire.ITEM, number, *encoded)
             stream.credit[number] = stream.credit.get(number, 0) - 1
             self.ahead.running = False  # while it waits, this thread reads itself
             while stream.credit[number] <= 0:
@@ -363,6 +365,14 @@ class Worker:
 
     def _encoded(self, stream: Stream, codec: int, value: Any, name: str) -> tuple[int, bytes]:
         """Return a value as a parcel whose segments the client has. Raises NotSerializable."""
+        packed, body = self._packed(stream, codec, value, name)
+        if len(body) > wire.MAX_FRAME_BYTES:
+            limit = f"at most {wire.MAX_FRAME_BYTES:,} can travel to a caller that shares no memory with its worker"
+            raise NotSerializable(f"{name} takes {len(body):,} bytes; {limit}")
+        return packed, body
+
+    @staticmethod
+    def _packed(stream: Stream, codec: int, value: Any, name: str) -> tuple[int, bytes]:
         if codec == parcels.JSON:
             head: bytes = _NOTHING if value is None else to_json(value, name)
             if len(head) < parcels.LARGE_BYTES or stream.arena is None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +17,7 @@ from flow_core import Flow
 from flow_core.capture import Captured, yields
 from flow_core.definitions import Definition, SessionSpec
 from flow_core.dispatch import Pool
+from flow_core.errors import ProviderUnavailable
 
 HERE = Path(__file__).parent
 
@@ -82,3 +86,52 @@ def sent(function: Callable[..., Any], codec: str = "pickle") -> Definition:
     payload = Captured(function).fresh()
     name = function.__name__
     return Definition(payload.data, name, codec=codec, sources=payload.sources, generator=yields(function))
+
+
+class Link:
+    """Carries a session's streams, without its memory, until it is cut."""
+
+    shares_memory = False
+
+    def __init__(self, sessions: Any) -> None:
+        self.sessions = sessions
+        self.ends: list[socket.socket] = []
+        self.threads: list[threading.Thread] = []
+        self.is_cut = False
+
+    def connect(self, task_id: str) -> socket.socket:
+        if self.is_cut:
+            raise ProviderUnavailable("the link is cut")
+        there = self.sessions.connect(task_id)
+        here, end = socket.socketpair()
+        self.ends += [there, end]
+        for source, target in ((there, end), (end, there)):
+            self.threads.append(threading.Thread(target=self._carry, args=(source, target), daemon=True))
+            self.threads[-1].start()
+        return here
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        for one in (source, target):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        self.is_cut = True
+        for end in self.ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def link(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> Iterator[Link]:
+    link = Link(flow.provider.sessions)
+    monkeypatch.setattr(type(flow.provider), "sessions", link)
+    yield link
+    link.cut()
+    for thread in link.threads:
+        thread.join()
+    for end in link.ends:
+        end.close()

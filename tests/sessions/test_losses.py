@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,13 +17,12 @@ from flow_core.definitions import CallOptions, Retries
 from flow_core.dispatch import Pool
 from flow_core.errors import (
     CallCancelledError,
-    ProviderUnavailable,
     SessionClosedError,
     TaskCancelledError,
     WorkerDiedError,
 )
 from flow_core.futures import Future, Stream, get
-from tests.sessions.conftest import Opener, eventually, processes_of, sent
+from tests.sessions.conftest import Link, Opener, eventually, processes_of, sent
 from tests.sessions.test_dispatch import add, nap, note, until_there
 
 AGAIN = CallOptions(retries=Retries(lost=1, delay_s=0.05))
@@ -214,54 +211,9 @@ def test_the_functions_of_a_session_go_on_after_its_loss(flow: Flow, home: Path,
 # ------------------------------------------------------------------ the connection, and not the machine
 
 
-class Link:
-    """Carries a session's streams, without its memory, until it is cut."""
-
-    shares_memory = False
-
-    def __init__(self, sessions: Any) -> None:
-        self.sessions = sessions
-        self.ends: list[socket.socket] = []
-        self.threads: list[threading.Thread] = []
-        self.is_cut = False
-
-    def connect(self, task_id: str) -> socket.socket:
-        if self.is_cut:
-            raise ProviderUnavailable("the link is cut")
-        there = self.sessions.connect(task_id)
-        here, end = socket.socketpair()
-        self.ends += [there, end]
-        for source, target in ((there, end), (end, there)):
-            self.threads.append(threading.Thread(target=self._carry, args=(source, target), daemon=True))
-            self.threads[-1].start()
-        return here
-
-    def _carry(self, source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                target.sendall(data)
-        for one in (source, target):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-    def cut(self) -> None:
-        self.is_cut = True
-        for end in self.ends:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-
-@pytest.fixture
-def link(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> Iterator[Link]:
-    link = Link(flow.provider.sessions)
-    monkeypatch.setattr(type(flow.provider), "sessions", link)
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flow_core.keeper._ASK_S", 1.0)
-    yield link
-    link.cut()
-    for thread in link.threads:
-        thread.join()
-    for end in link.ends:
-        end.close()
 
 
 def test_a_cut_link_ends_calls_in_time_and_leaves_nothing_running(
