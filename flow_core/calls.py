@@ -25,16 +25,19 @@ from flow_core.runner.strict_json import JSON_LIMIT_BYTES
 from flow_core.task import Task
 
 Serialization = Literal["json", "pickle"]
-ResultForm = Literal["value", "ref"]
-"""How a call's value comes back: itself, or a reference to where it lies. Without a word the settings decide."""
+ResultForm = Literal["value", "ref"] | int
+"""How a call's value comes back: itself, a reference to where it lies, or a reference if it takes more than so many
+bytes. Without a word the settings decide."""
 
 
 def reference_over(result: ResultForm | None, settings: config.Settings) -> int | None:
     """Return the size from which on a value comes back as a reference, None for never. Raises ValidationError."""
     if result is None:
         return settings.objects.reference_over_bytes
+    if isinstance(result, int) and not isinstance(result, bool):
+        return result
     if result not in ("value", "ref"):
-        raise ValidationError(f"result={result!r} is neither 'value' nor 'ref'")
+        raise ValidationError(f"result={result!r} is neither 'value' nor 'ref', nor a number of bytes")
     return 0 if result == "ref" else None
 
 
@@ -210,6 +213,7 @@ class InvokeTask(Task):
                 suggestions=[
                     "It is kept with its task. Take it by reference: task.ref(), or result='ref' in the call."
                 ],
+                error_code=payload.RESULT_TOO_LARGE,
                 task_id=self.task_id,
             )
         try:

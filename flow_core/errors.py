@@ -324,7 +324,10 @@ class PythonVersionMismatchError(TaskExecutionError):
 
 
 class ResultError(TaskExecutionError):
-    """The task ended, but its result cannot be read: missing, damaged, too large, or it cannot travel."""
+    """The task ended, but its result cannot be read: missing, damaged, too large, or it cannot travel.
+
+    With the `error_code` "result-pickled" or "result-too-large" the value is there, to be collected in another way.
+    """
 
     default_code = "result"
 

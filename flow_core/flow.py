@@ -120,7 +120,8 @@ class Flow:
 
         `serialization="pickle"` lets the value be anything, and references lead to pickles: it says that you trust
         whoever wrote them. `result="ref"` leaves the value where the call ran and gives a reference to it, "value" the
-        value; without a word only one above `objects.reference_over_bytes` stays. Raises also what `run` raises, and
+        value, a number the value unless it takes more bytes; without a word `objects.reference_over_bytes` is that
+        number. Raises also what `run` raises, and
         ObjectNotFoundError or ObjectError for a reference that leads nowhere.
         """
         refs: list[ObjectRef] = []

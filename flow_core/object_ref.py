@@ -105,6 +105,11 @@ class ObjectRef(dict[str, Any]):
             raise ValidationError(f"the reference {str(dict(value))[:200]} is damaged: see {wrong}")
         return cls(**{name: value[name] for name in _FIELDS})
 
+    @staticmethod
+    def stands_in(value: object) -> bool:
+        """Whether a value is a ref or the JSON form of one, which `of` takes."""
+        return is_ref(value)
+
     def _check(self) -> None:
         """Look at every field: a ref may come from an XCom that somebody else wrote."""
         expires, size = self["expires_at"], self["size_bytes"]

@@ -113,8 +113,8 @@ def decode_result(data: bytes, *, allow_pickle: bool = False, **fields: Unpack[T
     about = describe_result(data, **fields)
     if about.codec == "pickle" and not allow_pickle:
         if about.not_json:
-            raise _result_error(about.not_json, fields, *KEPT)
-        raise _result_error(
+            raise _pickled(about.not_json, fields, *_WHERE_KEPT)
+        raise _pickled(
             "the result is a pickle, and unpickling it may run code from the machine that wrote it",
             fields,
             'Pass serialization="pickle" if you trust that machine.',
@@ -145,8 +145,11 @@ class About(NamedTuple):
     not_json: str = ""
 
 
+#: The `error_code` of a ResultError that leaves the value where it is, to be collected in another way.
+RESULT_PICKLED, RESULT_TOO_LARGE = "result-pickled", "result-too-large"
+
 #: What can be done about a value that JSON cannot carry, once it is there.
-KEPT = (
+_WHERE_KEPT = (
     "The value is kept with its task as a pickle. If you trust the machine that wrote it, collect it with "
     'serialization="pickle".',
     "Or take it by reference: task.ref().",
@@ -246,6 +249,11 @@ def error_of(record: dict[str, Any], **fields: Unpack[TaskErrorFields]) -> TaskE
 
 def _result_error(message: str, fields: TaskErrorFields, *suggestions: str) -> ResultError:
     merged: TaskErrorFields = {**fields, "suggestions": suggestions}
+    return ResultError(message, **merged)
+
+
+def _pickled(message: str, fields: TaskErrorFields, *suggestions: str) -> ResultError:
+    merged: TaskErrorFields = {**fields, "suggestions": suggestions, "error_code": RESULT_PICKLED}
     return ResultError(message, **merged)
 
 

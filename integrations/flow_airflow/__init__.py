@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flow_airflow.operators import FlowGPUOperator as FlowGPUOperator
+    from flow_airflow.results import load as load
     from flow_airflow.sensors import FlowTaskSensor as FlowTaskSensor
     from flow_airflow.triggers import FlowTaskTrigger as FlowTaskTrigger
 
-__all__ = ["FlowGPUOperator", "FlowTaskSensor", "FlowTaskTrigger"]
+__all__ = ["FlowGPUOperator", "FlowTaskSensor", "FlowTaskTrigger", "load"]
 
-_HOMES = {"FlowGPUOperator": "operators", "FlowTaskSensor": "sensors", "FlowTaskTrigger": "triggers"}
+_HOMES = {
+    "FlowGPUOperator": "operators",
+    "FlowTaskSensor": "sensors",
+    "FlowTaskTrigger": "triggers",
+    "load": "results",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -6,13 +6,19 @@ from flow_airflow.compat import AirflowFailException
 from flow_core.errors import (
     AuthenticationError,
     ConfigError,
+    ObjectError,
+    ObjectNotFoundError,
+    ResultError,
     SerializationError,
     ValidationAPIError,
     ValidationError,
 )
 
 #: Asking again unchanged cannot help, so a retry would only delay the message.
-_HOPELESS = (AuthenticationError, ConfigError, SerializationError, ValidationAPIError, ValidationError)
+_HOPELESS = (
+    *(AuthenticationError, ConfigError, ObjectError, ObjectNotFoundError),
+    *(ResultError, SerializationError, ValidationAPIError, ValidationError),
+)
 
 
 def to_airflow(error: Exception) -> AirflowFailException | None:

@@ -97,6 +97,10 @@ class FlowOperator(BaseOperator):
     def submit(self, context: Context, flow: Flow, node: Node) -> Task:
         """Submit what the node is to do, under `node.key`, and return its task; the same one when it is there."""
 
+    def adopt(self, context: Context, flow: Flow, node: Node) -> Task | None:  # noqa: ARG002  # for subclasses
+        """Return a task from before a clear that makes a new one unnecessary; None where there is none."""
+        return None
+
     def reopen(self, flow: Flow, task_id: str) -> Task:
         """Return the handle of what `submit` has submitted in another process."""
         return flow.get_task(task_id)
@@ -117,7 +121,7 @@ class FlowOperator(BaseOperator):
         node = Node.from_context(context)
         with self._leg(context, node) as flow:
             self._retire_predecessors(context, flow, node)
-            task = self.submit(context, flow, node)
+            task = self.adopt(context, flow, node) or self.submit(context, flow, node)
             self._tell(context, flow, task)
             return self._follow(context, task, TaskLog(task, nodes=self.machines))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flow_airflow.legs import FlowOperator
+from flow_airflow.results import ResultOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -91,7 +92,7 @@ class FlowTaskOperator(FlowOperator):
         return fields
 
 
-class FlowGPUOperator(FlowTaskOperator):
+class FlowGPUOperator(ResultOperator, FlowTaskOperator):
     """Run a command, or one function of a plain Python file, on a machine with GPUs.
 
     Give exactly one of
@@ -105,7 +106,8 @@ class FlowGPUOperator(FlowTaskOperator):
     `code_root`, and `module` without it, may be relative to the DAG file. `provider` and every field of
     TaskConfig (`gpu`, `env`, `volumes`, `max_run_time_hours` …) mean what they mean in `flow_core`; code is
     only uploaded with a command when `code_root` or `upload_code=True` is given. What becomes of the task in
-    retries, clears, kills and timeouts is FlowOperator's to say, and so is `deferrable`.
+    retries, clears, kills and timeouts is FlowOperator's to say, and so is `deferrable`; what becomes of the
+    result, ResultOperator's.
     """
 
     template_fields: Sequence[str] = (
@@ -177,6 +179,7 @@ class FlowGPUOperator(FlowTaskOperator):
                 code_root=root,
                 idempotency_key=node.key,
                 serialization=self.serialization,
+                result=self.result_form,
                 **fields,
             )
         fields["upload_code"] = root is not None if self.upload_code is None else self.upload_code
@@ -188,13 +191,13 @@ class FlowGPUOperator(FlowTaskOperator):
 
     def reopen(self, flow: Flow, task_id: str) -> Task:
         """Return the handle of the command's or call's task."""
-        return flow.get_task(task_id, serialization=self.serialization)
+        return flow.get_task(task_id, serialization=self.serialization, result=self.result_form)
 
-    def value(self, context: Context, task: Task) -> Any:
+    def outcome(self, task: Task) -> Any:
         """Return what the function returned, or the last line that the command printed."""
-        value = super().value(context, task)
+        value = task.result(timeout=0)
         if self.module is None:
-            return task.logs(tail=1).rstrip() or None
+            return task.logs(tail=1).rstrip().replace("\0", "\ufffd") or None
         return value
 
 

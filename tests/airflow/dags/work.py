@@ -88,3 +88,55 @@ def names(values: list[str], seconds: float = 0.0) -> set[str]:
     """Return what JSON does not carry."""
     time.sleep(seconds)
     return set(values)
+
+
+def typed(name: str) -> Any:
+    """Return a value of one of the types that JSON has not, or that Airflow has not."""
+    import datetime as dt
+    import decimal
+    import enum
+    import uuid
+
+    class Colour(enum.IntEnum):
+        RED = 1
+
+    values: dict[str, Any] = {
+        "tuple": (1, "two"),
+        "nested": {"a": [(1, {2, 3})], "b": frozenset({"x"})},
+        "set": {1},
+        "datetime": dt.datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=dt.timezone.utc),
+        "decimal": decimal.Decimal("0.25"),
+        "uuid": uuid.UUID(int=7),
+        "plain_dict": {"loss": 0.5, "steps": [1, 2]},
+        "int_keys": {"epochs": {1: 0.5}},
+        "bytes": {"weights": b"123"},
+        "nan": {"loss": [0.5, float("nan")]},
+        "path": [Path("/tmp/model")],
+        "exception": {"error": ValueError("x")},
+        "naive_enum": [Colour.RED.real, decimal.Decimal("0.12345678901234567890")],
+        "huge_int": [2**80],
+        "nul": {"text": "a\0b"},
+    }
+    return values[name]
+
+
+def typed_once(trail: str) -> Any:
+    return {"weights": b"123", "starts": leave_mark(trail)}
+
+
+def none_if_two(value: int) -> int | None:
+    return None if value == 2 else value
+
+
+def zeros(count: int) -> list[int]:
+    return [0] * count
+
+
+def lengths(values: dict[str, Any], more: list[Any]) -> list[int]:
+    """Say how long the lists are that have arrived, wherever they stood."""
+    large, inner = values["list"]
+    return [len(large), len(inner["small"]), *map(len, more)]
+
+
+def count_bytes(value: dict[str, Any]) -> int:
+    return len(value["weights"])
