@@ -127,10 +127,10 @@ class SessionSpec:
     """What a session asks for. `instance_type` is what each of the `workers` gets; they share one machine.
 
     `min_workers` of them (all, if None) are started at once, the others when calls queue up. A session ends by itself
-    when its owner has been silent for `lease_s`, or nothing has run for `idle_limit_s`. A call that is cancelled, or
-    past its time, has `grace_s` before its worker is killed. `dependencies` are lines of a requirements file, installed
-    before the first worker starts; `package` says where the working directory comes from, see
-    `flow_core.packages.Package.source`. `task` holds further fields of TaskConfig.
+    when it is `owned` and its owner has been silent for `lease_s`, or nothing has run for `idle_limit_s`. A call that
+    is cancelled, or past its time, has `grace_s` before its worker is killed. `dependencies` are lines of a
+    requirements file, installed before the first worker starts; `package` says where the working directory comes from,
+    see `flow_core.packages.Package.source`. `task` holds further fields of TaskConfig.
     """
 
     name: str = "session"
@@ -142,6 +142,7 @@ class SessionSpec:
     files: tuple[SpecFile, ...] = ()
     idle_limit_s: float | None = None
     lease_s: float = 30.0
+    owned: bool = True
     startup_timeout_s: float | None = None
     grace_s: float = 5.0
     paths: tuple[str, ...] = ()
@@ -157,7 +158,9 @@ class SessionSpec:
             "codec": "json",
             "python": list(sys.version_info[:2]),
             "gpus_each": gpus.parse(self.instance_type).count,
+            "workers": self.workers,
             "lease_s": self.lease_s,
+            "owned": self.owned,
             "idle_limit_s": self.idle_limit_s,
             "grace_s": self.grace_s,
             "paths": list(self.paths),

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from flow_core import encoding, losses, payload
@@ -86,6 +87,7 @@ class Pool:
         host: Pool | None = None,
         first: int = 0,
         key: str | None = None,
+        spread: bool = False,
     ) -> None:
         self.flow = flow
         self.task = task
@@ -95,6 +97,7 @@ class Pool:
         self.host = host
         self.first = first
         self.key = key
+        self.spread = spread
         self.leader: Leader = Leader() if host is None else host.leader
         self.keeper = Keeper(self)
         self.arena = parcels.Arena() if self.keeper.door.sessions.shares_memory else None
@@ -117,9 +120,14 @@ class Pool:
         return cls(flow, _started(flow, spec, key), spec, ordered=ordered, key=key)
 
     @classmethod
-    def attach(cls, flow: Flow, task_id: str, spec: SessionSpec) -> Pool:
-        """Return a pool on a session that runs already. Raises TaskNotFoundError."""
-        return cls(flow, flow.get_task(task_id), spec)
+    def attach(cls, flow: Flow, task_id: str, spec: SessionSpec, *, spread: bool = False) -> Pool:
+        """Return a pool on a session that runs already. Raises TaskNotFoundError.
+
+        With `spread` it takes the workers that the fewest clients use, one to begin with.
+        """
+        if spread:
+            spec = replace(spec, min_workers=1)
+        return cls(flow, flow.get_task(task_id), spec, spread=spread)
 
     def begin_anew(self) -> None:
         """Have the session that was lost again: in another attempt of its task, or the same where it goes on.
@@ -459,7 +467,7 @@ class Pool:
         """Work in what is said of one call. Under the lock."""
         kind, codec, more, _, body = frame
         if kind == wire.LOGGED:
-            future.log_range = (self.task_id, line.index, *logged(body))
+            future.log_range = (self.task_id, line.worker, *logged(body))
         elif kind == wire.ITEM and isinstance(future, Stream):
             future.arrive(line.parcel(codec, body))
             return [(wake, future)]
@@ -599,7 +607,7 @@ class Pool:
                 text = f"the call {future.name!r} was cancelled before it started"
                 due = self._give_up(future, CallCancelledError(text, task_id=self.task_id))
         if line is not None:
-            wish = {"do": "cancel", "worker": line.index, "stream": line.stream, "number": future.number}
+            wish = {"do": "cancel", "worker": line.worker, "stream": line.stream, "number": future.number}
             self.keeper.say(wish)
         call_back(due)
         return True

@@ -415,7 +415,9 @@ class Keeper:
     def _open_line(self, index: int) -> None:
         pool = self.pool
         try:
-            connection, welcome = self.door.open("worker", worker=index, dedicated=pool.ordered)
+            connection, welcome = self.door.open(
+                "worker", worker=index, dedicated=pool.ordered, any=pool.spread
+            )
         except ProviderUnavailable:  # mostly the session is about to end, which is seen next
             now = time.monotonic()
             self._refused_since = self._refused_since or now

@@ -198,6 +198,9 @@ class Line(Connection):
     ) -> None:
         super().__init__(connection, shares_memory=shares_memory)
         self.index = index
+        self.worker: int = welcome[
+            "worker"
+        ]  # another number than ours where we share the workers with others
         self.stream: int = welcome["stream"]
         self.pid: int = welcome["pid"]
         self.inflight: dict[int, Future] = {}

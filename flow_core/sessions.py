@@ -8,6 +8,7 @@ import os
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from pydantic import Field
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from flow_core.function_types import Decorator, FunctionKeywords, RemoteGenerator, SessionKeywords
     from flow_core.providers.spi import Provider
+    from flow_core.task import Task
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -123,12 +125,39 @@ class Session:
     ) -> Self:
         """Join a session that another process has opened; see `task_id`. Its image, GPUs and variables are as they are.
 
-        `close` leaves it open for the others. Raises TaskNotFoundError.
+        Calls go to its first `workers` workers, which are started where they are not there; without that, to those that
+        the fewest clients use at the moment. `close` leaves it open for the others. Raises TaskNotFoundError.
         """
         session = cls(provider=provider, flow=flow, **options)
         spec = session._spec(session.defaults)
-        session._joined = session._pools[_key(spec)] = Pool.attach(session.flow, task_id, spec)
+        spread = "workers" not in session.defaults.model_fields_set
+        session._joined = session._pools[_key(spec)] = Pool.attach(session.flow, task_id, spec, spread=spread)
         return session
+
+    @classmethod
+    def start(
+        cls,
+        *,
+        provider: str | Provider | None = None,
+        flow: Flow | None = None,
+        idempotency_key: str | None = None,
+        **options: Unpack[SessionKeywords],
+    ) -> Task:
+        """Start a session that nobody owns, and return its task; any process joins it with `from_id`.
+
+        It outlives this process, and no lease ends it: only `task.cancel()`, `idle_limit` seconds without a call, or
+        `max_run_time_hours`. One of the two limits has to be given. With `idempotency_key` the same key gets the same
+        session. Raises ValidationError, and what `Flow.run` raises.
+        """
+        session = cls(provider=provider, flow=flow, **options)
+        limits = (session.defaults.idle_limit_s, session.defaults.max_run_time_hours)
+        if limits == (None, None):
+            raise ValidationError(
+                "a session that nobody owns needs an end",
+                suggestions=["Give idle_limit= (seconds without a call) or max_run_time_hours=."],
+            )
+        spec = replace(session._spec(session.defaults), owned=False)
+        return session.flow.start_session(spec.orders(), idempotency_key=idempotency_key, **spec.machine())
 
     def __repr__(self) -> str:
         return f"<Session {self.defaults.name or 'session'}{' (closed)' if self._closed else ''}>"

@@ -124,7 +124,8 @@ class Supervisor:
 
     def _introduce(self, connection: socket.socket, hello: dict[str, Any], welcome: dict[str, Any]) -> None:
         """Hand a client's connection to a worker, which is started if it is not there."""
-        index, client = int(hello["worker"]), str(hello["client"])
+        client = str(hello["client"])
+        index = self._least_taken() if hello.get("any") is True else int(hello["worker"])
         if not 0 <= index < crew.MAX_WORKERS:
             raise wire.ProtocolError(f"there is no worker {index}")
         if client not in self.clients:
@@ -133,12 +134,22 @@ class Supervisor:
         self.streams += 1
         connection.setblocking(True)
         try:
-            connection.sendall(wire.line({**welcome, "stream": self.streams, "pid": process.pid}))
+            about = {"stream": self.streams, "pid": process.pid, "worker": index}
+            connection.sendall(wire.line({**welcome, **about}))
             self._listen_to_worker(process)
             process.hand_over(self.streams, client, connection, memory=hello.get("memory") is True)
         except OSError:  # the client or the worker is gone; the client sees the end of its connection
             pass
         connection.close()
+
+    def _least_taken(self) -> int:
+        """Return the worker that the fewest connections lead to."""
+
+        def taken(index: int) -> int:
+            process = self.crew.by_index.get(index)
+            return 0 if process is None else len(process.streams)
+
+        return min(range(int(self.config["workers"])), key=taken)
 
     def _stop_listening(self, control: socket.socket) -> None:
         """Forget a worker's connection, before its descriptor is closed and can be another's."""
@@ -362,7 +373,7 @@ class Supervisor:
         self.door.look_around(now)
         for client in [one for one in self.clients.values() if now - one.heard > self.lease_s]:
             self._lose(client)
-        if self.alone_since is not None and now - self.alone_since > self.lease_s:
+        if self.config["owned"] and self.alone_since is not None and now - self.alone_since > self.lease_s:
             self.ending = self.ending or "lease"
         for index in list(self.crew.by_index):
             _, _, begun, busy = self.page.read(index)

@@ -1,4 +1,4 @@
-"""Airflow: run a command or a pure function on a GPU machine as a task, and wait for one from another DAG.
+"""Airflow: commands and functions on GPU machines as tasks, and what goes with them. Imported when first used.
 
 from flow_airflow import FlowGPUOperator, FlowTaskSensor
 """
@@ -8,15 +8,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from flow_airflow.cancelling import FlowCancelOperator as FlowCancelOperator
+    from flow_airflow.hooks import FlowHook as FlowHook
     from flow_airflow.operators import FlowGPUOperator as FlowGPUOperator
     from flow_airflow.results import load as load
     from flow_airflow.sensors import FlowTaskSensor as FlowTaskSensor
     from flow_airflow.triggers import FlowTaskTrigger as FlowTaskTrigger
+    from flow_airflow.volumes import FlowCreateVolumeOperator as FlowCreateVolumeOperator
+    from flow_airflow.volumes import FlowDeleteVolumeOperator as FlowDeleteVolumeOperator
 
-__all__ = ["FlowGPUOperator", "FlowTaskSensor", "FlowTaskTrigger", "load"]
+__all__ = [
+    "FlowCancelOperator",
+    "FlowCreateVolumeOperator",
+    "FlowDeleteVolumeOperator",
+    "FlowGPUOperator",
+    "FlowHook",
+    "FlowTaskSensor",
+    "FlowTaskTrigger",
+    "load",
+]
 
 _HOMES = {
+    "FlowCancelOperator": "cancelling",
+    "FlowCreateVolumeOperator": "volumes",
+    "FlowDeleteVolumeOperator": "volumes",
     "FlowGPUOperator": "operators",
+    "FlowHook": "hooks",
     "FlowTaskSensor": "sensors",
     "FlowTaskTrigger": "triggers",
     "load": "results",

@@ -35,8 +35,12 @@ else:
 #: Whether the triggerer itself calls `BaseTrigger.on_kill` when a user ends a deferred task (Airflow 3.3).
 TRIGGERER_CALLS_ON_KILL = hasattr(BaseTrigger, "on_kill")
 
+#: Whether a trigger that starts without a worker gets its templates rendered.
+TRIGGERER_RENDERS_TEMPLATES = hasattr(BaseTrigger, "render_template_fields")
+
 __all__ = [
     "TRIGGERER_CALLS_ON_KILL",
+    "TRIGGERER_RENDERS_TEMPLATES",
     "AirflowException",
     "AirflowFailException",
     "AirflowTaskTimeout",

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factory
 from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS
 
-from flow_airflow.operators import FlowTaskOperator, plain, refuse_serialization
+from flow_airflow.arguments import plain, refuse_serialization
+from flow_airflow.operators import FlowTaskOperator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -44,7 +45,7 @@ class FlowGPUDecoratedOperator(DecoratedOperator, FlowTaskOperator):
         _refuse_context(python_callable, len(op_args or ()), op_kwargs or {})
         super().__init__(python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, **kwargs)
         self.serialization = serialization
-        refuse_serialization(f"{self.custom_operator_name} {self.task_id!r}", serialization)
+        refuse_serialization(self, serialization)
 
     @property
     def is_async(self) -> bool:

@@ -5,7 +5,6 @@ What the task is, a subclass says. Waiting and cancelling are engine calls; noth
 
 from __future__ import annotations
 
-import inspect
 import time
 from abc import abstractmethod
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.configuration import conf
 from airflow.sdk import BaseOperator
 
+from flow_airflow.arguments import refuse_unknown
 from flow_airflow.compat import AirflowTaskTimeout, TaskDeferralError, TaskDeferralTimeout
 from flow_airflow.failures import to_airflow
 from flow_airflow.hooks import opener
@@ -23,10 +23,10 @@ from flow_airflow.logs import TaskLog
 from flow_airflow.nodes import Node, will_retry
 from flow_airflow.stopping import Stop, cancel_key
 from flow_airflow.triggers import FlowEvent, FlowTaskTrigger
-from flow_core.errors import FlowError, FlowTimeoutError, close_names
+from flow_core.errors import FlowError, FlowTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from airflow.sdk import Context
 
@@ -289,16 +289,3 @@ def ends_within(task: Task, seconds: float) -> bool:
     except FlowTimeoutError:
         return False
     return True
-
-
-def refuse_unknown(operator: type[BaseOperator], left: Iterable[str]) -> None:
-    """Raise TypeError, with the names that look alike, if an argument that is `left` is not one of Airflow's own."""
-    airflows = set(inspect.signature(BaseOperator.__init__).parameters)
-    for name in left:
-        if name not in airflows and not name.startswith("_airflow_"):
-            inits = [one.__init__ for one in operator.__mro__ if issubclass(one, BaseOperator)]
-            ours = {name for init in inits for name in inspect.signature(init).parameters} - {"self"}
-            near = "".join(f" Did you mean {one!r}?" for one in close_names(name, ours))
-            if name == "idempotency_key":
-                near = " Airflow says who the node is, and its key follows from that."
-            raise TypeError(f"{operator.__name__} takes no argument {name!r}.{near}")

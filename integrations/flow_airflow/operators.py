@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from flow_airflow.arguments import beside_dag_file, plain, refuse_serialization, text, texts
 from flow_airflow.legs import FlowOperator
 from flow_airflow.results import ResultOperator
 
@@ -86,7 +87,7 @@ class FlowTaskOperator(FlowOperator):
         """Return the fields of the node's TaskConfig, without what it runs."""
         fields = {name: plain(value) for name in _FIELDS if (value := getattr(self, name)) is not None}
         if isinstance(self.env, Mapping):
-            fields["env"] = {name: _text(value) for name, value in self.env.items()}
+            fields["env"] = texts(self.env)
         fields["name"] = self.name or node.name
         fields["labels"] = {**node.labels, **(self.labels or {})}
         return fields
@@ -159,7 +160,7 @@ class FlowGPUOperator(ResultOperator, FlowTaskOperator):
                 f"{who}: op_args and op_kwargs go with module and function; a command takes a list of "
                 "arguments, or env."
             )
-        refuse_serialization(who, self.serialization)
+        refuse_serialization(self, self.serialization)
 
     # -- what the legs ask for
 
@@ -186,7 +187,7 @@ class FlowGPUOperator(ResultOperator, FlowTaskOperator):
         fields["code_root"] = root or beside_dag_file(context, ".")
         fields |= {name: value for name in _COMMANDS if (value := getattr(self, name)) is not None}
         if isinstance(self.command, Sequence) and not isinstance(self.command, str):
-            fields["command"] = [_text(one) for one in self.command]
+            fields["command"] = [text(one) for one in self.command]
         return flow.run(flow.configure(None, fields), idempotency_key=node.key)
 
     def reopen(self, flow: Flow, task_id: str) -> Task:
@@ -199,32 +200,3 @@ class FlowGPUOperator(ResultOperator, FlowTaskOperator):
         if self.module is None:
             return task.logs(tail=1).rstrip().replace("\0", "\ufffd") or None
         return value
-
-
-def refuse_serialization(who: str, given: str) -> None:
-    """Raise ValueError for a way to send values that there is not."""
-    if given not in ("json", "pickle"):
-        raise ValueError(f"{who}: serialization={given!r} is neither 'json' nor 'pickle'.")
-
-
-def beside_dag_file(context: Context, path: str | Path) -> Path:
-    """Return a path that is relative to the DAG file: a worker's current folder says nothing."""
-    return Path(context["dag"].fileloc).parent / Path(path).expanduser()
-
-
-def plain(value: Any) -> Any:
-    """Load the lazy sequences that stand for the XComs of mapped tasks, at any depth of dicts, lists and tuples."""
-    if type(value) is dict:
-        return {key: plain(one) for key, one in value.items()}
-    if type(value) is tuple:
-        return tuple(plain(one) for one in value)
-    if type(value) is list or (
-        isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | tuple | list)
-    ):
-        return [plain(one) for one in value]
-    return value
-
-
-def _text(value: Any) -> Any:
-    """Write a number as text: a template that is rendered to a native object makes numbers of what was text."""
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value

@@ -23,9 +23,23 @@ def get_provider_info() -> dict[str, Any]:
         "extra-links": ["flow_airflow.links.FlowTaskLink"],
         "connection-types": [_connection_type()],
         "hooks": [{"integration-name": integration, "python-modules": ["flow_airflow.hooks"]}],
-        "operators": [{"integration-name": integration, "python-modules": ["flow_airflow.operators"]}],
+        "operators": [
+            {
+                "integration-name": integration,
+                "python-modules": [
+                    "flow_airflow.operators",
+                    "flow_airflow.cancelling",
+                    "flow_airflow.volumes",
+                ],
+            }
+        ],
         "sensors": [{"integration-name": integration, "python-modules": ["flow_airflow.sensors"]}],
-        "triggers": [{"integration-name": integration, "python-modules": ["flow_airflow.triggers"]}],
+        "triggers": [
+            {
+                "integration-name": integration,
+                "python-modules": ["flow_airflow.triggers", "flow_airflow.sensors"],
+            }
+        ],
     }
 
 
