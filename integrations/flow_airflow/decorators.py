@@ -10,6 +10,7 @@ from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS
 
 from flow_airflow.arguments import plain, refuse_serialization
 from flow_airflow.operators import FlowTaskOperator
+from flow_airflow.results import ResultOperator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
     from flow_core import Flow, Task
 
 
-class FlowGPUDecoratedOperator(DecoratedOperator, FlowTaskOperator):
+class FlowGPUDecoratedOperator(DecoratedOperator, ResultOperator, FlowTaskOperator):
     """A call of a live function as an Airflow task: what `@task.flow_gpu` makes.
 
     The function travels by value with what it refers to: closures, and helpers and classes of the DAG file. What is
     installed travels by name, so the machine needs it too, and the same Python minor version. Airflow is not there:
     context variables are not filled in. Arguments may be anything that can be pickled; `serialization` governs the
-    value, JSON by default.
+    value, JSON by default. What becomes of it as an XCom is ResultOperator's to say.
     """
 
     template_fields: Sequence[str] = ("op_args", "op_kwargs", *FlowTaskOperator.template_fields)
@@ -61,12 +62,13 @@ class FlowGPUDecoratedOperator(DecoratedOperator, FlowTaskOperator):
             serialization=self.serialization,
             replace=list(_plain_functions(self.python_callable)),
             idempotency_key=node.key,
+            result=self.result_form,
             **self.task_fields(node),
         )
 
     def reopen(self, flow: Flow, task_id: str) -> Task:
         """Return the handle of the call's task."""
-        return flow.get_task(task_id, serialization=self.serialization)
+        return flow.get_task(task_id, serialization=self.serialization, result=self.result_form)
 
 
 def flow_gpu_task(
@@ -75,7 +77,7 @@ def flow_gpu_task(
     """Make a function a task that runs on a machine with GPUs: `@task.flow_gpu(gpu="a100")`.
 
     Keywords are those of FlowGPUDecoratedOperator: the fields of TaskConfig, `provider`, `flow_conn_id`,
-    `deferrable`, `serialization`, and Airflow's own.
+    `deferrable`, `serialization`, `result_as`, and Airflow's own.
     """
     return task_decorator_factory(
         python_callable=python_callable,

@@ -14,6 +14,7 @@ from airflow.triggers.base import StartTriggerArgs, TriggerEvent
 from flow_airflow.arguments import refuse_serialization, refuse_unknown
 from flow_airflow.compat import TRIGGERER_RENDERS_TEMPLATES, AirflowFailException
 from flow_airflow.hooks import opener
+from flow_airflow.results import REFERENCE_OVER_BYTES
 from flow_airflow.triggers import FlowEvent, FlowTaskTrigger
 from flow_core.errors import FlowError
 
@@ -28,7 +29,8 @@ class FlowTaskSensor(BaseSensorOperator):
 
     A failure is final here: waiting again cannot change how the task ended. The sensor never cancels the
     task, which belongs to whoever started it. The id of a FlowGPUOperator's task is its XCom `flow_task_id`.
-    `serialization="pickle"` says that the value was sent so, and may be unpickled.
+    `serialization="pickle"` says that the value was sent so, and may be unpickled. One of more than a mebibyte comes as
+    a reference, as from a FlowGPUOperator.
 
     With `deferrable` the triggerer asks every `poll_interval_s`, in one poll with all others that wait for
     tasks of the provider and connection, and tells `hold_event_s` after the deferral at the earliest; see
@@ -94,7 +96,9 @@ class FlowTaskSensor(BaseSensorOperator):
         """Ask once. Done only on success."""
         try:
             flow = opener(self.provider, self.flow_conn_id)()
-            task = flow.get_task(self.task_id_to_watch, serialization=self.serialization)
+            task = flow.get_task(
+                self.task_id_to_watch, serialization=self.serialization, result=REFERENCE_OVER_BYTES
+            )
             if not task.is_terminal:
                 self.log.info("Flow task %s: %s.", task.task_id, task.status.value)
                 return PokeReturnValue(is_done=False)
