@@ -13,16 +13,20 @@ if TYPE_CHECKING:
     from flow_airflow.operators import FlowGPUOperator as FlowGPUOperator
     from flow_airflow.results import load as load
     from flow_airflow.sensors import FlowTaskSensor as FlowTaskSensor
+    from flow_airflow.sessions import FlowCloseSessionOperator as FlowCloseSessionOperator
+    from flow_airflow.sessions import FlowStartSessionOperator as FlowStartSessionOperator
     from flow_airflow.triggers import FlowTaskTrigger as FlowTaskTrigger
     from flow_airflow.volumes import FlowCreateVolumeOperator as FlowCreateVolumeOperator
     from flow_airflow.volumes import FlowDeleteVolumeOperator as FlowDeleteVolumeOperator
 
 __all__ = [
     "FlowCancelOperator",
+    "FlowCloseSessionOperator",
     "FlowCreateVolumeOperator",
     "FlowDeleteVolumeOperator",
     "FlowGPUOperator",
     "FlowHook",
+    "FlowStartSessionOperator",
     "FlowTaskSensor",
     "FlowTaskTrigger",
     "load",
@@ -30,10 +34,12 @@ __all__ = [
 
 _HOMES = {
     "FlowCancelOperator": "cancelling",
+    "FlowCloseSessionOperator": "sessions",
     "FlowCreateVolumeOperator": "volumes",
     "FlowDeleteVolumeOperator": "volumes",
     "FlowGPUOperator": "operators",
     "FlowHook": "hooks",
+    "FlowStartSessionOperator": "sessions",
     "FlowTaskSensor": "sensors",
     "FlowTaskTrigger": "triggers",
     "load": "results",

@@ -10,6 +10,7 @@ from flow_core.errors import (
     ObjectNotFoundError,
     ResultError,
     SerializationError,
+    SessionClosedError,
     ValidationAPIError,
     ValidationError,
 )
@@ -17,7 +18,7 @@ from flow_core.errors import (
 #: Asking again unchanged cannot help, so a retry would only delay the message.
 _HOPELESS = (
     *(AuthenticationError, ConfigError, ObjectError, ObjectNotFoundError),
-    *(ResultError, SerializationError, ValidationAPIError, ValidationError),
+    *(ResultError, SerializationError, SessionClosedError, ValidationAPIError, ValidationError),
 )
 
 

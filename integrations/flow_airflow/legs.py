@@ -119,22 +119,22 @@ class FlowOperator(BaseOperator):
     def execute(self, context: Context) -> Any:
         """Submit or adopt the node's task and wait for it; return its result. Defers when it takes long."""
         node = Node.from_context(context)
-        with self._leg(context, node) as flow:
+        with self.leg(context, node) as flow:
             self._retire_predecessors(context, flow, node)
             task = self.adopt(context, flow, node) or self.submit(context, flow, node)
             self._tell(context, flow, task)
-            return self._follow(context, task, TaskLog(task, nodes=self.machines))
+            return self.follow(context, task, TaskLog(task, nodes=self.machines))
 
     def execute_complete(self, context: Context, event: FlowEvent) -> Any:
         """Take over from the trigger: show the rest of the output and return the result."""
         node = Node.from_context(context)
-        with self._leg(context, node) as flow:
+        with self.leg(context, node) as flow:
             task = self.reopen(flow, event["flow_task_id"])
             self.task_url = flow.task_url(task.task_id)
             if event["outcome"] == "deadline":
                 task.cancel()
                 raise AirflowTaskTimeout(f"Flow task {task.task_id} took over {self.execution_timeout}.")
-            return self._follow(context, task, TaskLog(task, offsets=event["log_offsets"]))
+            return self.follow(context, task, TaskLog(task, offsets=event["log_offsets"]))
 
     def _tell(self, context: Context, flow: Flow, task: Task) -> None:
         """Leave what leads to the task, for people and for other Airflow tasks, while it runs."""
@@ -164,7 +164,7 @@ class FlowOperator(BaseOperator):
                 self._stop.wait(30.0)
 
     @contextmanager
-    def _leg(self, context: Context, node: Node) -> Iterator[Flow]:
+    def leg(self, context: Context, node: Node) -> Iterator[Flow]:
         """Make `on_kill` work, and translate errors, while `execute` or its continuation runs."""
         self._executing = True
         try:
@@ -222,23 +222,24 @@ class FlowOperator(BaseOperator):
 
     def _await_end(self, task: Task) -> None:
         while not ends_within(task, _LOOK_S):
-            self._check_stop()
+            self.check_stop()
 
     # -- waiting
 
-    def _follow(self, context: Context, task: Task, log: TaskLog) -> Any:
+    def follow(self, context: Context, task: Task, log: TaskLog) -> Any:
         """Show the output until the task has ended and return its result, or defer."""
         defer_at = time.monotonic() + self.defer_after_s
         ended = False
         while not ended:
             ended = ends_within(task, _LOOK_S)
-            self._check_stop()
+            self.check_stop()
             self._show(log)
             if not ended and self.deferrable and time.monotonic() >= defer_at:
                 self._defer(context, task, log)
         return self.value(context, task)
 
-    def _check_stop(self) -> None:
+    def check_stop(self) -> None:
+        """Raise if Airflow has ended this try meanwhile, once its work is cancelled."""
         if self._stop is not None:
             self._stop.check()
 

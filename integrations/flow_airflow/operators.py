@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flow_core.models import MountSpec, VolumeSpec
 
 #: TaskConfig's fields that are passed on as they are, whatever the task is; None stands for "not given".
-_FIELDS = (
+FIELDS = (
     *("gpu", "instance_type", "min_gpu_memory_gb", "memory_mb", "env", "image", "working_dir", "volumes"),
     "data_mounts",
     *("max_price_per_hour", "max_run_time_hours", "region", "num_instances", "ssh_keys", "ports"),
@@ -35,7 +35,7 @@ class FlowTaskOperator(FlowOperator):
     as one. A template that ends in ".sh" is text like any other, not the name of a file.
     """
 
-    template_fields: Sequence[str] = ("name", "labels", "provider", "flow_conn_id", *_FIELDS)
+    template_fields: Sequence[str] = ("name", "labels", "provider", "flow_conn_id", *FIELDS)
 
     def __init__(  # noqa: PLR0913  # TaskConfig's fields, one by one, so that editors and Airflow's mapping know them
         self,
@@ -85,7 +85,7 @@ class FlowTaskOperator(FlowOperator):
 
     def task_fields(self, node: Node) -> dict[str, Any]:
         """Return the fields of the node's TaskConfig, without what it runs."""
-        fields = {name: plain(value) for name in _FIELDS if (value := getattr(self, name)) is not None}
+        fields = {name: plain(value) for name in FIELDS if (value := getattr(self, name)) is not None}
         if isinstance(self.env, Mapping):
             fields["env"] = texts(self.env)
         fields["name"] = self.name or node.name

@@ -29,6 +29,7 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": [
                     "flow_airflow.operators",
                     "flow_airflow.cancelling",
+                    "flow_airflow.sessions",
                     "flow_airflow.volumes",
                 ],
             }

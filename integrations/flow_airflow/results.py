@@ -108,7 +108,7 @@ class ResultOperator(FlowOperator):
             if replaced:
                 more = f" and {len(replaced) - 1} more" if len(replaced) > 1 else ""
                 self.log.warning("%s%s: no number. None is handed on in its place.", replaced[0], more)
-        wrong = self._flaw(context, value)
+        wrong = self.flaw_of(context, value)
         if wrong is not None:
             raise _refused(wrong, task.task_id)
         if value is None and context["ti"].map_index is not None and context["ti"].map_index >= 0:
@@ -116,7 +116,8 @@ class ResultOperator(FlowOperator):
             context["ti"].xcom_push(key=_RETURN_VALUE, value=None)
         return value
 
-    def _flaw(self, context: Context, value: Any) -> Flaw | None:
+    def flaw_of(self, context: Context, value: Any) -> Flaw | None:
+        """Return what of a value no XCom can take, None where all of it can be one."""
         mapping = None if _is_mapped(context) else _mapped_over(self)
         if mapping is not None and (wrong := _unmappable(value)):
             return Flaw("", f"{wrong}, and {mapping!r} maps over it")
