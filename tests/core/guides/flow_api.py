@@ -1,8 +1,8 @@
-"""The examples of the guide on the Flow API, in its order; left out is what needs a cloud or a container engine."""
+"""The examples of the guide on the Flow API; left out is what needs a cloud, a terminal or a container engine."""
 
 # mypy: ignore-errors
 
-from flow_core import Flow, FlowApp, SpecRejected, TaskConfig, VolumeSpec, invoke
+from flow_core import Flow, FlowApp, MountSpec, SpecRejected, TaskConfig, VolumeSpec, invoke
 
 # ------------------------------------------------------------ Primary interface
 
@@ -53,6 +53,71 @@ task.cancel()
 instances = flow.find_instances({"gpu_memory_gb": 0, "max_price": 10.0})
 for inst in instances[:5]:
     print(f"{inst['instance_type']}: ${inst['price_per_hour']}/hr")  # 1xa100: $0.0/hr / 2xa100: $0.0/hr
+
+instances = flow.find_instances({"gpu_memory_gb": 80, "max_price": 10.0, "region": "us-central1-b"})
+print(instances[:5])  # []
+
+# ------------------------------------------------------------ Configuration model
+
+config = TaskConfig(
+    # Basic identification
+    name="training-job",
+    # Instance specification (exactly ONE required)
+    instance_type="a100",
+    # Command specification
+    command=["python", "train.py", "--epochs", "10"],
+    # Environment
+    image="pytorch/pytorch:2.1.0-cuda12.1-cudnn8",
+    env={"WANDB_API_KEY": "...", "BATCH_SIZE": "256"},
+    working_dir="/workspace",
+    # Storage
+    volumes=[
+        VolumeSpec(size_gb=100, mount_path="/data", name="datasets"),
+        VolumeSpec(volume_id="vol-abc123", mount_path="/checkpoints"),
+    ],
+    # Constraints
+    max_price_per_hour=10.0,
+    max_run_time_hours=24.0,
+    region="us-central1-b",
+    # Multi-node
+    num_instances=1,
+    # Access
+    ssh_keys=["my-key"],
+    # Code upload
+    upload_code=True,
+)
+print(config.volumes[1].mount_path, config.env["WANDB_API_KEY"])  # /checkpoints ...
+print(TaskConfig(gpu="a100", shell="cd /app && python train.py").shell)  # cd /app && python train.py
+print(repr(TaskConfig(gpu="a100", script="import torch\n...").script))  # 'import torch\n...'
+
+# Create new volume
+volume = VolumeSpec(name="training-data", size_gb=500, mount_path="/data", interface="block", iops=3000)
+print(volume.size_gb, volume.iops)  # 500 3000
+
+# Attach existing volume
+print(VolumeSpec(volume_id="vol-abc123", mount_path="/data").size_gb)  # None
+
+# Volumes automatically mount at /volumes/<name>; custom mount paths
+print(VolumeSpec(name="data", size_gb=100).mount_path)  # /volumes/data
+print(VolumeSpec(name="data", mount_path="/dataset", size_gb=100).mount_path)  # /dataset
+
+# Single GPU, multi-GPU
+names = ["a100", "h100", "2xa100", "4xa100", "8xa100", "8xh100"]
+print([TaskConfig(instance_type=name).instance_type for name in names] == names)  # True
+
+# Capability-based selection
+config = TaskConfig(min_gpu_memory_gb=40, max_price_per_hour=10.0)
+print(config.min_gpu_memory_gb)  # 40
+
+# S3 data, multiple sources
+config = TaskConfig(
+    gpu="a100",
+    data_mounts=[
+        MountSpec(source="s3://bucket/train", target="/train"),
+        MountSpec(source="s3://bucket/val", target="/val"),
+    ],
+)
+print(len(config.data_mounts))  # 2
 
 # ------------------------------------------------------------ Decorator pattern
 
@@ -113,6 +178,11 @@ print(task.logs().strip())  # volumes/training-data
 
 # Delete volume
 flow.delete_volume(volume.volume_id)
+
+# ------------------------------------------------------------ Provider selection
+
+# Explicit provider
+flow = Flow(provider=flow.provider)
 
 # ------------------------------------------------------------ Structured errors
 
