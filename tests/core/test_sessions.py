@@ -397,6 +397,22 @@ def test_imap_over_very_many_items_holds_a_bounded_number(
     assert Item.most <= most
 
 
+def test_a_map_over_very_many_items_has_a_bounded_number_under_way(session: Session) -> None:
+    same: Any = session.function(lambda n: n)
+    same.remote(0).result(30)
+    pool, most = same._pool, 0
+
+    def items() -> Iterator[int]:
+        nonlocal most
+        for number in range(40_000):
+            most = max(most, pool.open_calls)
+            yield number
+
+    futures = same.map(items())
+    assert most <= 10_000 + 2 * 512 + 1, "10,000 in the queue, and what the two workers have"
+    assert get(futures) == list(range(40_000))
+
+
 def test_imap_raises_the_first_failure_or_yields_it(session: Session) -> None:
     @session.function
     def invert(n: int) -> float:
