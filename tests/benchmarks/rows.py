@@ -252,8 +252,11 @@ class Arrays:
 # --- a process with its systems -------------------------------------------------------------------------------
 
 
-def measure(kinds: list[type[System]], rounds: int, report: Callable[[Sample], None]) -> None:
-    """Measure some systems beside each other, round by round."""
+def measure(
+    kinds: list[type[System]], rounds: int, report: Callable[[Sample], None], *, within_s: float
+) -> None:
+    """Measure some systems beside each other, round by round; at least once, and no round begins after `within_s`."""
+    began = time.monotonic()
     floor = PingPong()
     systems: list[System] = []
     with tempfile.TemporaryDirectory(prefix="flow-bench-") as folder:
@@ -265,6 +268,8 @@ def measure(kinds: list[type[System]], rounds: int, report: Callable[[Sample], N
                     starts_at_once(system, Path(marks))
             sizes = [Arrays(MEGABYTE, 20), Arrays(100 * MEGABYTE, 1)]
             for number in range(-1, rounds):
+                if number > 0 and time.monotonic() - began > within_s:
+                    break
                 for sample in one_round(systems, floor, sizes, number + 1):
                     if number >= 0:  # the round before warms everything up
                         report(sample)

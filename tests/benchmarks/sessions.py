@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import secrets
+import signal
 import socket
 import struct
 import subprocess
@@ -30,6 +31,8 @@ from tests.benchmarks import memory, peers, report, rows
 from tests.benchmarks.ours import Ours
 
 ROOT = Path(__file__).resolve().parents[2]
+BLOCK_S = 120.0
+"""No round of a block begins later than this, so that the whole takes a quarter of an hour at most."""
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 
 
@@ -62,7 +65,9 @@ BLOCKS = {
 def main() -> None:
     """Measure, print the table, write the records and, where asked, the page of the documentation."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--rounds", type=int, default=5, help=f"at most; none begins after {BLOCK_S:g} s of a block"
+    )
     parser.add_argument("--blocks", nargs="*", default=list(BLOCKS), choices=list(BLOCKS))
     parser.add_argument("--json", type=Path, help="write all samples to this file")
     parser.add_argument("--docs", type=Path, help="write the tables into this Markdown file")
@@ -110,21 +115,26 @@ def run(block: Block, what: str, rounds: int) -> list[dict[str, Any]]:
             memory.MARK: secrets.token_hex(8),
         }
         with errors.open("w") as stderr:
-            done = subprocess.run(
-                [*block.command(), "--rounds", str(rounds), "--part", block.name, what],
-                cwd=ROOT,
-                env=environ,
-                stdout=stderr,
-                stderr=stderr,
-                check=False,
-            )
+            command = [*block.command(), "--rounds", str(rounds), "--part", block.name, what]
+            code = watched(command, env=environ, stdout=stderr, stderr=stderr)
         found = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
-        if done.returncode:
-            last = (errors.read_text().strip() or f"exit code {done.returncode}").splitlines()[-1]
+        if code:
+            last = (errors.read_text().strip() or f"exit code {code}").splitlines()[-1]
+            last = f"stopped after {3 * BLOCK_S:g} s" if code == -signal.SIGKILL else last
             systems = ", ".join(kind.name for kind in block.kinds if what in {"rows", kind.__name__})
             rows_or_memory = "calls" if what == "rows" else "memory"
             found.append({"failed": f"{systems}: {rows_or_memory}", "why": last})
         return found
+
+
+def watched(command: list[str], **how: Any) -> int:
+    """Run a process and return its exit code; one that hangs is killed with all that it has started."""
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **how) as process:
+        try:
+            return process.wait(3 * BLOCK_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return process.wait()
 
 
 # --- a block's process ----------------------------------------------------------------------------------------
@@ -142,7 +152,7 @@ def part(name: str, what: str, rounds: int) -> None:
             file.flush()
 
         if what == "rows":
-            rows.measure(list(block.kinds), rounds, lambda sample: record(sample.record()))
+            rows.measure(list(block.kinds), rounds, lambda sample: record(sample.record()), within_s=BLOCK_S)
         else:
             (kind,) = (kind for kind in block.kinds if kind.__name__ == what)
             record({"memory": kind.name, "bytes": memory.measure(kind)})
