@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from flow_core import encoding, payload
 from flow_core.definitions import PLAIN, CallOptions, Definition
-from flow_core.errors import FlowError
+from flow_core.errors import FlowError, SerializationError
 from flow_core.futures import Future
 from flow_core.runner import parcels
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _CHUNK_US = 2000.0
 _ALONE_US = 30.0
-_MOST_ITEMS = 4096
+_MOST_ITEMS = 1700
 _CHUNKS_PER_WORKER = 3
 _SINGLES_PER_WORKER = 16
 
@@ -93,8 +93,7 @@ def as_they_are(items: list[Any]) -> tuple[Sequence[Any], bool]:
 
 
 def run(
-    pool: Pool,
-    definition: Definition,
+    current: Callable[[], tuple[Pool, Definition]],
     items: Iterable[Any],
     *,
     shape: Shape = as_they_are,
@@ -103,13 +102,14 @@ def run(
     max_concurrent: int | None = None,
     options: CallOptions = PLAIN,
 ) -> Iterator[Any]:
-    """Yield the value of `definition` for each item.
+    """Yield the value for each item of the definition that `current` gives, with its pool, when the first is asked for.
 
     `shape` makes the arguments of some calls out of their items.
     In the order of the items, or with `ordered=False` as they come. At most `max_concurrent` items are taken ahead of
     what has been yielded, and never more than a few chunks for each worker. An item's error is raised where its value
     would be, or yielded with `return_exceptions`; the other items are not affected.
     """
+    pool, definition = current()
     source = iter(items)
     made = functools.partial(Chunk, pool, definition, options)
     open_chunks: deque[Chunk] = deque()
@@ -156,28 +156,34 @@ def _next_chunk(pool: Pool, made: Callable[..., Chunk], shape: Shape, items: Ite
     if not taken:
         return None
     arguments, star = shape(taken)
-    chunk = made(arguments, star=star)
-    chunk.write(pool.arena)
-    if chunk.count > 1 and (chunk.body.refs or len(chunk.body.body) > encoding.MOST_BYTES):
-        return _one_by_one(pool, chunk)
-    pool.enter(chunk)
-    return chunk
-
-
-def _one_by_one(pool: Pool, many: Chunk) -> Chunk:
-    """Send the items of a chunk as chunks of their own.
-
-    What is too much for one frame may fit into several, and a reference that leads nowhere is the fault of its item.
-    """
-    for segment in many.body.segments:
-        assert pool.arena is not None
-        pool.arena.give_back(segment.number)
-    chunks = [Chunk(pool, many.definition, many.options, [item], star=many.star) for item in many.items]
+    chunks = list(_written(pool, made(arguments, star=star)))
     for chunk, following in itertools.zip_longest(chunks, chunks[1:]):
         chunk.rest = following
-        chunk.write(pool.arena)
         pool.enter(chunk)
     return chunks[0]
+
+
+def _written(pool: Pool, chunk: Chunk) -> Iterator[Chunk]:
+    """Write a chunk down, in as many parts as it takes for each of them to fit into what may travel at once.
+
+    References go apart: one that leads nowhere is the fault of its item. Raises SerializationError.
+    """
+    try:
+        chunk.write(pool.arena)
+    except SerializationError as error:
+        if error.error_code != encoding.TOO_LARGE or chunk.count == 1:
+            raise
+    else:
+        if chunk.count == 1 or not (chunk.body.refs or len(chunk.body.body) > encoding.MOST_BYTES):
+            yield chunk
+            return
+        for segment in chunk.body.segments:
+            assert pool.arena is not None
+            pool.arena.give_back(segment.number)
+    half = chunk.count // 2
+    for items in (chunk.items[:half], chunk.items[half:]):
+        part = Chunk(pool, chunk.definition, chunk.options, items, star=chunk.star)
+        yield from _written(pool, part)
 
 
 def _first_ended(chunks: deque[Chunk]) -> Chunk:

@@ -15,7 +15,7 @@ from flow_core.objects import NOTHING, Carried
 from flow_core.runner import parcels, wire
 from flow_core.runner.objects import MARK
 from flow_core.runner.pickles import blame
-from flow_core.runner.strict_json import NotSerializable, to_json
+from flow_core.runner.strict_json import NotSerializable, TooLarge, are_exact, to_json
 
 
 class Encoded(NamedTuple):
@@ -44,6 +44,9 @@ _MARK = MARK.encode()  # a glance at the written arguments shows whether there m
 MOST_BYTES = wire.MAX_FRAME_BYTES - 1024 * 1024
 
 
+TOO_LARGE = "too-large"
+
+
 def too_large(name: str, size: int) -> SerializationError:
     """Return the error for arguments that no frame can hold."""
     return SerializationError(
@@ -54,6 +57,7 @@ def too_large(name: str, size: int) -> SerializationError:
             "put(value, codec='pickle', storage='file:///shared/…').",
             "Pass it in parts, or have the function load it.",
         ],
+        error_code=TOO_LARGE,
     )
 
 
@@ -152,19 +156,18 @@ def _as_pickle(args: Sequence[Any], kwargs: Mapping[str, Any], arena: parcels.Ar
 def items(codec: str, values: Sequence[Any], arena: parcels.Arena | None, *, star: bool) -> Encoded:
     """Write down the items of a chunk: each is the one argument of a call, or with `star` the list of all of them."""
     many = "star" if star else "one"
-    if codec == "json":
-        try:
-            head = to_json(list(values), "items")
-        except NotSerializable as error:
-            raise SerializationError(f"{payload.CANNOT_SERIALIZE} {error}") from None
-        refs = _refs_in(list(values)) if _MARK in head else []
-        buffers: list[Any] = []
-        plain = parcels.JSON
+    refs: Sequence[ObjectRef] = ()
+    buffers: list[Any] = []
+    if codec == "json" and len(values) > 1 and not star and are_exact(values):
+        head, plain = pickle.dumps(list(values), 5), parcels.PLAIN
+    elif codec == "json":
+        head, plain = _json_items(values), parcels.JSON
+        refs = _refs_in(list(values)) if _MARK in head else ()
     else:
         simple = parcels.are_simple(values) if not star else all(map(parcels.is_simple, values))
         inputs: list[Future] = []
         if simple:
-            (head, buffers), refs = parcels.pickled(values, pickle.dumps), []
+            head, buffers = parcels.pickled(values, pickle.dumps)
         else:
             head, buffers, refs = _pickled_with_refs(values, inputs, "items")
         plain = parcels.PICKLE
@@ -175,6 +178,14 @@ def items(codec: str, values: Sequence[Any], arena: parcels.Arena | None, *, sta
         return Encoded(plain, head, many=many, refs=refs)
     packed = parcels.pack(plain, head, buffers, arena if size >= parcels.LARGE_BYTES else None)
     return Encoded(*packed, many=many, refs=refs)
+
+
+def _json_items(values: Sequence[Any]) -> bytes:
+    try:
+        return to_json(list(values), "items")
+    except NotSerializable as error:
+        code = TOO_LARGE if isinstance(error, TooLarge) else None
+        raise SerializationError(f"{payload.CANNOT_SERIALIZE} {error}", error_code=code) from None
 
 
 def _pickled_with_refs(

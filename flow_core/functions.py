@@ -121,15 +121,22 @@ class RemoteFunction(SentAsFunction, Generic[P, L, R]):
         """
         if max_concurrent is not None and max_concurrent < 1:
             raise ValidationError(f"max_concurrent={max_concurrent!r} must be a whole number from 1")
-        wanted = {"ordered": order_outputs, "return_exceptions": return_exceptions}
         if self._yields or self._of_call != PLAIN:
             futures = (self._submit(_arguments(item), {}) for item in items)
-            return windows.values(futures, limit=max_concurrent or MAX_CONCURRENT, **wanted)
-        return self._in_chunks(items, max_concurrent=max_concurrent, **wanted)
-
-    def _in_chunks(self, items: Iterable[Any], **options: Any) -> Iterator[R]:
-        pool, definition = self._current()
-        yield from chunks.run(pool, definition, items, shape=self._shaped, **options)
+            return windows.values(
+                futures,
+                limit=max_concurrent or MAX_CONCURRENT,
+                ordered=order_outputs,
+                return_exceptions=return_exceptions,
+            )
+        return chunks.run(
+            self._current,
+            items,
+            shape=self._shaped,
+            ordered=order_outputs,
+            return_exceptions=return_exceptions,
+            max_concurrent=max_concurrent,
+        )
 
     def _shaped(self, items: list[Any]) -> tuple[Sequence[Any], bool]:
         """Return the one argument of each call, or the lists of all, and which of both it is. Raises TypeError."""

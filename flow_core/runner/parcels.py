@@ -1,14 +1,16 @@
 """Values as bytes and shared memory: what is small travels in the frame, what is large is mapped by both sides.
 
-A parcel is (codec, body). A plain one is the JSON text or the pickle itself. A large one (codec | PARTS) begins with a
-table of its parts, of which the first is the text or the pickle and the others are the pickle's out-of-band buffers;
-each part lies in the body, or in a segment: a piece of anonymous memory that one side owns and both have mapped. A
-segment is used again once the receiver has let go of every view on it, so a value that somebody still holds is never
-overwritten. Standard library only, Python 3.8+.
+A parcel is (codec, body). A plain one is the JSON text or the pickle itself; PLAIN is a pickle of values that JSON has
+as well, which is how the many small ones of a map travel. A large one (codec | PARTS) begins with a table of its parts,
+of which the first is the text or the pickle and the others are the pickle's out-of-band buffers; each part lies in the
+body, or in a segment: a piece of anonymous memory that one side owns and both have mapped. A segment is used again once
+the receiver has let go of every view on it, so a value that somebody still holds is never overwritten. Standard library
+only, Python 3.8+.
 """
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import pickle
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-JSON, PICKLE, PARTS = 1, 2, 0x80
+JSON, PICKLE, PLAIN, PARTS = 1, 2, 3, 0x80
 """Codec of a parcel; PARTS is a flag."""
 
 LARGE_BYTES = 128 * 1024
@@ -269,6 +271,19 @@ def are_simple(values: Any) -> bool:
     return _SIMPLE.issuperset(map(type, values))
 
 
+class Restricted(pickle.Unpickler):
+    """Reads pickles of plain values, and runs nothing: whatever names something is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Refuse it."""
+        raise pickle.UnpicklingError(f"{module}.{name} in a pickle of plain values")
+
+
+def plain(data: bytes) -> Any:
+    """Return what a pickle of plain values holds, whoever wrote it. Raises UnpicklingError for any other."""
+    return Restricted(io.BytesIO(data)).load()
+
+
 def loads(parcel: Parcel, unpickle: Callable[..., Any] = pickle.loads) -> Any:
     """Return the value of a parcel of either codec. `unpickle` is `pickle.loads` or its like."""
     if parcel.codec == JSON:
@@ -276,4 +291,6 @@ def loads(parcel: Parcel, unpickle: Callable[..., Any] = pickle.loads) -> Any:
     head, buffers = parcel.parts()
     if parcel.codec & ~PARTS == JSON:
         return from_json(bytes(head))
+    if parcel.codec & ~PARTS == PLAIN:
+        return plain(head)
     return unpickle(head, buffers=buffers)

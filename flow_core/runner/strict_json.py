@@ -7,7 +7,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing takes longer than all of this
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from typing import Any, NoReturn
 
 JSON_LIMIT_BYTES = 10 * 1024 * 1024
@@ -19,6 +19,8 @@ _MAX_INT_BITS = (
 )
 _PLAIN: frozenset[type] = frozenset((str, bool, type(None)))
 _TRUSTED: frozenset[type] = _PLAIN | {int, float}
+_WHOLE: frozenset[type] = frozenset((int, bool))
+_TOO_BIG = 1 << _MAX_INT_BITS
 _in_c: dict[str, Any] = {}
 """The encoder and the scanner, made when needed: `import json` takes as long as starting Python, it loads `re`."""
 
@@ -49,6 +51,20 @@ def to_json(value: Any, name: str, limit_bytes: int = JSON_LIMIT_BYTES, *, nan: 
     if len(data) > limit_bytes:
         raise TooLarge(f"{name} takes {len(data):,} bytes as JSON; at most {limit_bytes:,} can travel")
     return data
+
+
+def are_exact(values: Sequence[Any]) -> bool:
+    """Whether all are plain values that JSON gives back as they are, at a glance: then any other form does as well."""
+    kinds = set(map(type, values))
+    if kinds <= _PLAIN:
+        return True
+    if kinds <= _WHOLE:
+        return min(values) > -_TOO_BIG and max(values) < _TOO_BIG
+    if kinds == {float}:
+        from math import isfinite
+
+        return all(map(isfinite, values))
+    return False
 
 
 def from_json(data: bytes, *, nan: bool = False) -> Any:

@@ -23,7 +23,7 @@ from . import load, parcels, pickles, wire
 from .ahead import Ahead, Chunk
 from .execute import WIRE_VERSION, header_of, not_serializable, prepare_process
 from .streams import Definition, Gone, Stream
-from .strict_json import NotSerializable, from_json, to_json
+from .strict_json import JSON_LIMIT_BYTES, NotSerializable, are_exact, from_json, to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -314,7 +314,9 @@ class Worker:
                 except BaseException as error:  # noqa: BLE001 - one item's fault is not the others'
                     trace = error.__traceback__
                     if isinstance(error, IndexError) and not items and trace and trace.tb_next is None:
-                        break  # there is no next item
+                        chunk.end()  # from now on its size is what it is
+                        if len(values) == chunk.size:
+                            break  # there is no next item; else a function written in C has failed for the last
                     errors[str(len(values))] = self._record(error)
                     append(None)
         finally:
@@ -363,22 +365,24 @@ class Worker:
 
     # -- answering
 
-    def _encoded(self, stream: Stream, codec: int, value: Any, name: str) -> tuple[int, bytes]:
+    def _encoded(
+        self, stream: Stream, codec: int, value: Any, name: str, limit: int = JSON_LIMIT_BYTES
+    ) -> tuple[int, bytes]:
         """Return a value as a parcel whose segments the client has. Raises NotSerializable."""
-        packed, body = self._packed(stream, codec, value, name)
+        packed, body = self._packed(stream, codec, value, name, limit)
         if len(body) > wire.MAX_FRAME_BYTES:
-            limit = f"at most {wire.MAX_FRAME_BYTES:,} can travel to a caller that shares no memory with its worker"
-            raise NotSerializable(f"{name} takes {len(body):,} bytes; {limit}")
+            most = f"at most {wire.MAX_FRAME_BYTES:,} can travel to a caller that shares no memory with its worker"
+            raise NotSerializable(f"{name} takes {len(body):,} bytes; {most}")
         return packed, body
 
     @staticmethod
-    def _packed(stream: Stream, codec: int, value: Any, name: str) -> tuple[int, bytes]:
+    def _packed(stream: Stream, codec: int, value: Any, name: str, limit: int) -> tuple[int, bytes]:
         if codec == parcels.JSON:
-            head: bytes = _NOTHING if value is None else to_json(value, name)
+            head: bytes = _NOTHING if value is None else to_json(value, name, limit)
             if len(head) < parcels.LARGE_BYTES or stream.arena is None:
                 return codec, head
             buffers: list[Any] = []
-        elif parcels.are_simple((value,)):
+        elif codec == parcels.PLAIN or parcels.are_simple((value,)):
             head, buffers = pickle.dumps(value, 5), []
         elif parcels.is_simple((value,)):
             head, buffers = parcels.pickled(value, pickle.dumps)
@@ -401,7 +405,12 @@ class Worker:
         try:
             if stream.kept and number in stream.kept:
                 self._keep(stream, number, codec, value)
-            codec, body = self._encoded(stream, codec, value, "result")
+            if call.many and codec == parcels.JSON and not value[1] and are_exact(value[0]):
+                codec = parcels.PLAIN
+            limit = (
+                wire.MAX_FRAME_BYTES if call.many else JSON_LIMIT_BYTES
+            )  # the items came at once for our sake
+            codec, body = self._encoded(stream, codec, value, "result", limit)
         except NotSerializable as error:
             return not_serializable(error)
         except BaseException as error:  # noqa: BLE001 - memory, a full disk, an interrupt that came late

@@ -475,7 +475,7 @@ def test_a_map_keeps_the_order_and_takes_little_ahead(pool: Pool) -> None:
             taken[0] = number
             yield number
 
-    values = chunks.run(pool, sent(add), items())
+    values = chunks.run(lambda: (pool, sent(add)), items())
     assert [next(values) for _ in range(1000)] == list(range(1000))
     assert taken[0] < 60_000
     del values
@@ -490,7 +490,7 @@ def test_a_slow_item_holds_up_nobody(pool: Pool, tmp_path: Path) -> None:
         return number
 
     seen: list[int] = []
-    for value in chunks.run(pool, sent(maybe), range(1000), ordered=False):
+    for value in chunks.run(lambda: (pool, sent(maybe)), range(1000), ordered=False):
         seen.append(value)
         if len(seen) > 600:
             Path(go).touch()
@@ -503,18 +503,18 @@ def test_an_items_error_stands_in_its_place(pool: Pool) -> None:
             raise ValueError(number)
         return number
 
-    answers = list(chunks.run(pool, sent(odd, "json"), range(1000), return_exceptions=True))
+    answers = list(chunks.run(lambda: (pool, sent(odd, "json")), range(1000), return_exceptions=True))
     assert answers[::2] == list(range(0, 1000, 2))
     assert all(isinstance(one, ValueError) for one in answers[1::2])
     with pytest.raises(ValueError, match="1"):
-        list(chunks.run(pool, sent(odd), range(1000)))
+        list(chunks.run(lambda: (pool, sent(odd)), range(1000)))
 
 
 def test_an_items_index_error_is_its_own(pool: Pool) -> None:
     def index(number: int) -> int:
         return [1, 2, 3][number]
 
-    answers = list(chunks.run(pool, sent(index), range(6), return_exceptions=True))
+    answers = list(chunks.run(lambda: (pool, sent(index)), range(6), return_exceptions=True))
     assert answers[:3] == [1, 2, 3] and all(isinstance(one, IndexError) for one in answers[3:])
 
 
@@ -524,7 +524,7 @@ def test_a_map_over_a_death_loses_only_that_chunk(pool: Pool) -> None:
             os._exit(9)
         return number
 
-    answers = list(chunks.run(pool, sent(die_at_500), range(2000), return_exceptions=True))
+    answers = list(chunks.run(lambda: (pool, sent(die_at_500)), range(2000), return_exceptions=True))
     lost = [one for one in answers if isinstance(one, WorkerDiedError)]
     assert 1 <= len(lost) < 2000 and len(answers) == 2000
     assert answers[-1] == 1999

@@ -165,11 +165,13 @@ def test_a_map_takes_references_and_an_items_fault_is_its_own(flow: Flow, pool: 
     gone = flow.objects.put([0] * 99)
     objects.delete(gone)
     definition = sent(length, codec)
-    list(chunks.run(pool, definition, [[1]] * 2000))  # so that chunks are large
-    values = list(chunks.run(pool, definition, [*refs, gone, [1, 2]], return_exceptions=True))
+    list(chunks.run(lambda: (pool, definition), [[1]] * 2000))  # so that chunks are large
+    values = list(chunks.run(lambda: (pool, definition), [*refs, gone, [1, 2]], return_exceptions=True))
     assert values[:12] == list(range(12)) and values[13] == 2
     assert isinstance(values[12], ObjectNotFoundError)
-    lists = chunks.run(pool, definition, [(ref,) for ref in refs], shape=lambda items: (items, True))
+    lists = chunks.run(
+        lambda: (pool, definition), [(ref,) for ref in refs], shape=lambda items: (items, True)
+    )
     assert list(lists) == list(range(12))
 
 
