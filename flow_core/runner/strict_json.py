@@ -59,7 +59,8 @@ def are_exact(values: Sequence[Any]) -> bool:
     if kinds <= _PLAIN:
         return True
     if kinds <= _WHOLE:
-        return min(values) > -_TOO_BIG and max(values) < _TOO_BIG
+        least, most = min(values), max(values)
+        return bool(least > -_TOO_BIG and most < _TOO_BIG)
     if kinds == {float}:
         from math import isfinite
 
