@@ -9,18 +9,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks import pages
 from tests.infra import notice
 
-ROOT = Path(__file__).resolve().parents[2]
 TESTS = ("tests/ssh/test_faults.py", "tests/ssh/test_pool_faults.py", "tests/slurm/test_faults.py")
-MARKER = "<!-- table of make bench-faults -->"
 
 Row = dict[str, Any]
 
@@ -30,7 +28,7 @@ def measured() -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="flow-faults-") as folder:
         notes = Path(folder) / "times"
         command = [sys.executable, "-m", "pytest", "-q", *TESTS]
-        subprocess.run(command, cwd=ROOT, env={**os.environ, notice.VARIABLE: str(notes)}, check=True)
+        subprocess.run(command, cwd=pages.ROOT, env={**os.environ, notice.VARIABLE: str(notes)}, check=True)
         return [json.loads(line) for line in notes.read_text().splitlines()]
 
 
@@ -40,15 +38,14 @@ def tables(rows: list[Row]) -> str:
     for provider in dict.fromkeys(row["provider"] for row in rows):
         mine = [row for row in rows if row["provider"] == provider]
         questions = list(dict.fromkeys(row["what"] for row in mine))
-        lines = [["fault", *questions], ["---"] * (len(questions) + 1)]
+        lines = []
         for fault in dict.fromkeys(row["fault"] for row in mine):
             cells = [
                 cell([row for row in mine if (row["fault"], row["what"]) == (fault, what)])
                 for what in questions
             ]
             lines.append([fault, *cells])
-        body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        shown.append(f"### {provider}\n\n{body}\n")
+        shown.append(f"### {provider}\n\n{pages.markdown(['fault', *questions], lines)}")
     return "\n".join(shown)
 
 
@@ -70,22 +67,18 @@ OUTCOMES = {
 }
 
 
-def write(path: Path, text: str) -> None:
-    """Replace what lies between the markers of a Markdown file."""
-    found = re.compile(f"({re.escape(MARKER)}\n).*?(?={re.escape(MARKER)})", re.DOTALL)
-    path.write_text(found.sub(lambda match: f"{match[1]}\n{text}\n", path.read_text()))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "faults.md", help="where the tables go")
+    parser.add_argument(
+        "--docs", type=Path, default=pages.ROOT / "docs" / "faults.md", help="where the tables go"
+    )
     parser.add_argument("--notes", type=Path, help="take these measurements, and run nothing")
     options = parser.parse_args()
     rows = (
         [json.loads(line) for line in options.notes.read_text().splitlines()] if options.notes else measured()
     )
     text = tables(rows)
-    write(options.docs, text)
+    pages.replace(options.docs, "bench-faults", f"{text}\n{pages.machine()}")
     print(text)
 
 

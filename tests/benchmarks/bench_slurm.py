@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -21,11 +20,10 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import submitit
-from rich.console import Console
-from rich.table import Table
 
 from flow_core import Flow
 from flow_core.runner import slurm_tools as tools
+from tests.benchmarks import pages
 from tests.infra import packages
 from tests.infra.lab import Lab
 from tests.infra.slurm import AccountedCluster
@@ -165,8 +163,8 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--width", type=int, default=50)
+    parser.add_argument("--docs", type=Path, help="the page that the table goes to", default=pages.BENCHMARKS)
     options = parser.parse_args()
-    console = Console()
     logging.getLogger("submitit").setLevel(logging.ERROR)
     packages.install(packages.SSH, packages.SLURM, packages.ACCOUNTING)
     with ExitStack() as stack:
@@ -179,14 +177,7 @@ def main() -> None:
             *beside_submitit(flow, folder, options.rounds, options.width),
             *many_tasks(flow, options.tasks),
         ]
-    table = Table("what", "measured", title="Slurm")
-    for line in lines:
-        table.add_row(*line)
-    console.print(table)
-    load = os.getloadavg()[0]
-    console.print(
-        f"Python {platform.python_version()}, {os.cpu_count()} cores, load average {load:.1f} at the end"
-    )
+    pages.show("Slurm", lines, target="bench-slurm", page=options.docs)
 
 
 if __name__ == "__main__":

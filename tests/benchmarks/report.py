@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+
+from tests.benchmarks import pages
 
 Record = dict[str, Any]
 Lines = list[list[str]]
@@ -22,7 +21,6 @@ RATES = {"no-op calls one by one", "map over 10,000", "stateful calls, pipelined
 CITED = {"no-op calls one by one": ["Flame, as published", "", "9,124 /s", "", "30,000 calls, one node"]}
 HEAD = ["what", "system", "median", "x floor", "smallest to largest", "note"]
 MEMORY_HEAD = ["system", "with two workers", "each further idle worker", "1,000 calls that wait"]
-MARKER = "<!-- tables of make bench-sessions -->"
 
 
 def lines(records: list[Record]) -> Lines:
@@ -125,20 +123,5 @@ def tables(records: list[Record]) -> Iterator[Table]:
 
 def write(path: Path, records: list[Record]) -> None:
     """Replace what lies between the markers of a Markdown file by the tables."""
-    parts = []
-    for title, head, body in all_tables(records):
-        ruler = "|".join("---" for _ in head)
-        shown = "\n".join(f"| {' | '.join(row)} |" for row in body)
-        parts.append(f"### {title}\n\n| {' | '.join(head)} |\n|{ruler}|\n{shown}\n")
-    text = path.read_text()
-    body_text = "\n".join([*parts, f"{machine()}\n"])
-    found = re.compile(f"({re.escape(MARKER)}\n).*?(?={re.escape(MARKER)})", re.DOTALL)
-    path.write_text(found.sub(lambda match: f"{match[1]}\n{body_text}\n", text))
-
-
-def machine() -> str:
-    """What it was measured on."""
-    return (
-        f"Python {platform.python_version()}, {os.cpu_count()} cores, Linux {platform.release()}, "
-        f"load average {os.getloadavg()[0]:.1f} at the end."
-    )
+    parts = [f"### {title}\n\n{pages.markdown(head, body)}" for title, head, body in all_tables(records)]
+    pages.replace(path, "bench-sessions", "\n".join([*parts, pages.machine()]))

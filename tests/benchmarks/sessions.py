@@ -27,7 +27,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tests.benchmarks import memory, peers, report, rows
+from tests.benchmarks import memory, pages, peers, report, rows
 from tests.benchmarks.ours import Ours
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,9 +81,9 @@ def main() -> None:
     records = collect(options.blocks, options.rounds, console)
     for table in report.tables(records):
         console.print(table)
-    console.print(report.machine())
+    console.print(pages.machine())
     if options.json:
-        options.json.write_text(json.dumps({"machine": report.machine(), "records": records}, indent=1))
+        options.json.write_text(json.dumps({"machine": pages.machine(), "records": records}, indent=1))
     if options.docs:
         report.write(options.docs, records)
 
