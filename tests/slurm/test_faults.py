@@ -59,7 +59,12 @@ class Bench:
 
     def started(self, task_id: str, times: int = 1) -> str:
         """Wait until a task has started so often; return its job."""
-        until(lambda: self.starts(task_id) >= times, f"start {times} of {task_id}", within_s=PATIENCE_S)
+        try:
+            until(lambda: self.starts(task_id) >= times, f"start {times} of {task_id}", within_s=PATIENCE_S)
+        except AssertionError as error:
+            queue = self.cluster.command("squeue", "-t", "all", "-o", "%A %j %T %r %N")
+            nodes = self.cluster.command("sinfo", "-N", "-o", "%N %T %E")
+            raise AssertionError(f"{error}\n{queue}\n{nodes}\n{self.cluster.log('slurmctld')}") from None
         return self.job(task_id)
 
     def job(self, task_id: str) -> str:
