@@ -102,9 +102,8 @@ _HOMES = {
     ),
     "flow_core.apps": "FlowApp",
     "flow_core.calls": ("InvokeTask"),
-    "flow_core.models": (
-        "Instance LogChunk LogPosition MountSpec Snapshot TaskConfig TaskStatus Volume VolumeSpec"
-    ),
+    "flow_core.models": "Instance MountSpec TaskConfig Volume VolumeSpec",
+    "flow_core.status": "LogChunk LogPosition Snapshot TaskStatus",  # cheap: a host's every process wants them
     "flow_core.task": ("Task"),
     "flow_core.definitions": "Retries",
     "flow_core.function_options": "Serialization",

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
 
-from flow_airflow.connections import settings_of
 from flow_core.errors import ConfigError, FlowError
 
 if TYPE_CHECKING:
@@ -62,6 +61,8 @@ def opener(provider: str | None, flow_conn_id: str | None) -> Callable[[], Flow]
             f"the connection {flow_conn_id!r} is of type {connection.conn_type!r}",
             suggestions=[f"Make it one of type {FlowHook.conn_type!r}, or name another in flow_conn_id."],
         )
+    from flow_airflow.connections import settings_of  # it loads what a DAG file need not wait for
+
     settings: dict[str, Any] = settings_of(connection, provider)
     return partial(_open_connection, flow_conn_id, settings)
 

@@ -22,6 +22,21 @@ class Line(NamedTuple):
     offset: int
 
 
+#: So much text is one event of a log at most, where it holds several lines.
+_EVENT_CHARACTERS = 3000
+
+
+def fitting(lines: Sequence[Line], begin: int) -> Sequence[Line]:
+    """Return the lines from `begin` on that fit into one event of a log: one machine's, and at least one."""
+    end, size = begin + 1, len(lines[begin].text)
+    while end < len(lines) and lines[end].node == lines[begin].node:
+        size += len(lines[end].text) + 1
+        if size > _EVENT_CHARACTERS:
+            break
+        end += 1
+    return lines[begin:end]
+
+
 class NodeLines:
     """The output of one machine of a task, from byte `offset` on."""
 

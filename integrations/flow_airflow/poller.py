@@ -18,8 +18,8 @@ from weakref import WeakKeyDictionary
 
 from asgiref.sync import sync_to_async
 
+from flow_core import LogPosition, TaskStatus
 from flow_core.errors import FlowError
-from flow_core.models import LogPosition, TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Hashable, Mapping, Sequence
@@ -77,7 +77,8 @@ class Watch:
     def __init__(self, task_id: str, interval_s: float, open_output: Callable[[], TaskLines] | None) -> None:
         self.task_id = task_id
         self.interval_s = interval_s
-        self.over = False
+        #: Resolved once no further news will come.
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         #: Whether what was told so far has been dealt with: until then no more output is read.
         self.hungry = True
         self._open_output = open_output
@@ -93,9 +94,11 @@ class Watch:
             raise told
         return told
 
-    def tell(self, news: News | Exception) -> None:
-        """Have `news` return this."""
+    def tell(self, news: News | Exception, *, last: bool = False) -> None:
+        """Have `news` return this, or raise it."""
         self._box.put_nowait(news)
+        if last:
+            self.over.set_result(None)
 
     def output(self) -> TaskLines | None:
         """Return what takes the task's output, None where it is not wanted; for the poller's thread."""
@@ -173,7 +176,7 @@ class Poller:
 
     async def _ask_repeatedly(self) -> None:
         outage_s = 0.0
-        while watches := [watch for watch in self._watches if not watch.over]:
+        while watches := [watch for watch in self._watches if not watch.over.done()]:
             pause = min(watch.interval_s for watch in watches)
             try:
                 backend = await self._connected()
@@ -199,8 +202,7 @@ class Poller:
             ended = seen if seen is not None and seen.status.final else None
             lines = look.lines.get(watch, ())
             if lines or ended:
-                watch.tell(News(lines, ended))
-            watch.over = ended is not None
+                watch.tell(News(lines, ended), last=ended is not None)
 
     def _tell_trouble(self, watches: list[Watch], trouble: str) -> None:
         """Tell of an outage when it begins, and when it is over."""
@@ -214,8 +216,7 @@ class Poller:
 
     def _end(self, watches: list[Watch], error: Exception) -> None:
         for watch in watches:
-            watch.over = True
-            watch.tell(error)
+            watch.tell(error, last=True)
 
     # -- blocking
 

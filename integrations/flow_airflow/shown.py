@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 65536
 
 
-def channel(task_id: str, node: int, offset: int) -> str:
+def origin(task_id: str, node: int, offset: int) -> str:
     """Return what a line says of where it comes from."""
     return f"{task_id}[{node}]:{offset}"
 

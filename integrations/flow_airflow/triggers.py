@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from flow_airflow.channel import shared_channel
 from flow_airflow.compat import TRIGGERER_CALLS_ON_KILL
 from flow_airflow.hooks import opener
-from flow_airflow.logs import TaskLines
+from flow_airflow.logs import TaskLines, fitting
 from flow_airflow.poller import Poller, shared_poller
-from flow_airflow.shown import channel, offsets_shown, worker_log
+from flow_airflow.shown import offsets_shown, origin, worker_log
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
     from flow_airflow.poller import Watch
     from flow_core import Flow
 
-#: After so many lines the event loop has its turn.
+#: After so many lines others have their turn.
 _LINES_AT_ONCE = 20
+
+#: A task's end is not held up any longer by the lines that came before it.
+_LAST_LINES_S = 1.0
 
 #: A user's kill must reach the provider within this time.
 _KILL_S = 30.0
@@ -136,15 +140,33 @@ class FlowTaskTrigger(BaseTrigger):
             news = await watch.news()
             if news.trouble:
                 self.log.warning("%s", news.trouble)
-            await self._show(news.lines)
+            if news.lines:
+                await self._show_until_over(watch, news.lines)
             ended = news.ended is not None
 
+    async def _show_until_over(self, watch: Watch, lines: Sequence[Line]) -> None:
+        """Show lines, but once the task has ended only for a moment longer: the worker shows the rest."""
+        showing = asyncio.ensure_future(self._show(lines))
+        try:
+            await asyncio.wait({showing, watch.over}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({showing}, timeout=_LAST_LINES_S)
+        finally:
+            showing.cancel()
+        await asyncio.wait({showing})
+        if not showing.cancelled():
+            showing.result()
+
     async def _show(self, lines: Sequence[Line]) -> None:
-        for count, line in enumerate(lines, 1):
-            self.log.info("%s", line.text, chan=channel(self.flow_task_id, line.node, line.offset))
-            self._shown[line.node] = line.offset
-            if count % _LINES_AT_ONCE == 0:
-                await asyncio.sleep(0)
+        """Write lines to the log, as fast as Airflow takes them; several at once where it does not keep pace."""
+        channel, begin = shared_channel(), 0
+        while begin < len(lines):
+            async with channel.turn() as crowded:
+                block = fitting(lines, begin) if crowded else fitting(lines, begin)[:_LINES_AT_ONCE]
+                for event in [block] if crowded else [[line] for line in block]:
+                    text, last = "\n".join(line.text for line in event), event[-1]
+                    self.log.info("%s", text, chan=origin(self.flow_task_id, last.node, last.offset))
+                    self._shown[last.node] = last.offset
+                begin += len(block)
 
     def _open_output(self) -> TaskLines:
         """Go on where the log ends. Blocks: it looks at files."""

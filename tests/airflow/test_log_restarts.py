@@ -22,6 +22,7 @@ def test_every_line_is_in_the_log_once_and_in_order_though_the_triggerer_is_kill
         airflow.control("kill", "triggerer")
         airflow.control("start", "triggerer")
     assert task.ended(240) == "success", task.log()
-    shown = [line for line in task.lines() if line.startswith("line ")]
+    # Where Airflow does not keep pace, one event of its log holds several lines.
+    shown = [line for line in task.log().split("\n") if line.startswith("line ")]
     assert shown == [f"line {number:03d} 100% {{x}} %s ü \\n" for number in range(COUNT)]
     assert task.info["try_number"] == 1

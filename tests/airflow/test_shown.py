@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from airflow.configuration import conf
 
-from flow_airflow.shown import channel, offsets_shown, worker_log
+from flow_airflow.shown import offsets_shown, origin, worker_log
 
 TASK = "train-0123456789abcdef-1"
 
@@ -17,7 +17,7 @@ TASK = "train-0123456789abcdef-1"
 def lines(*said: tuple[int, int], task_id: str = TASK) -> str:
     """What a triggerer has written for these (node, offset)."""
     return "".join(
-        json.dumps({"event": f"{task_id}[0]:999", "chan": channel(task_id, node, offset), "level": "info"})
+        json.dumps({"event": f"{task_id}[0]:999", "chan": origin(task_id, node, offset), "level": "info"})
         + "\n"
         for node, offset in said
     )

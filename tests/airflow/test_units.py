@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
@@ -255,3 +258,12 @@ def test_a_trigger_survives_its_trip_through_the_database() -> None:
     path, arguments = trigger.serialize()
     assert path == "flow_airflow.triggers.FlowTaskTrigger"
     assert FlowTaskTrigger(**arguments).serialize() == (path, arguments)
+
+
+def test_a_dag_file_does_not_load_what_only_a_run_needs() -> None:
+    # Every DAG file is read again and again, and once more by every worker.
+    code = "import sys, flow_airflow.operators, flow_airflow.sensors; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    ).stdout.split()
+    assert {"flow_core.config", "flow_core.models", "flow_core.flow"} & set(loaded) == set()

@@ -69,7 +69,7 @@ def test_the_output_of_a_deferred_task_is_in_its_log_once_and_in_order(passive: 
     task = passive.values.task("deferred_talk")
     assert task.ended() == "success", task.log()
     assert task.xcom() == 60
-    lines = [line for line in task.lines() if line.startswith("line ")]
+    lines = [line for line in task.log().split("\n") if line.startswith("line ")]
     assert lines == [f"line {number:03d} 100% {{x}} %s ü \\n" for number in range(60)]
 
 
