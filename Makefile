@@ -6,6 +6,7 @@
 #   make check             formatting, lint, types and the import rule
 #   make bench             the numbers in the README
 #   make bench-sessions    warm calls beside the peers: the tables in docs/benchmarks.md (some minutes)
+#   make bench-airflow     1,000 tasks waiting in one triggerer; what a task costs beside Airflow's own (12 minutes)
 #   make bench-ssh         300 tasks over three SSH hosts, a code tree next to rsync       (bench-slurm: 1,000 tasks)
 #   make bench-faults      how long it takes until a fault is noticed: the table in docs/faults.md
 #   make soak              ten minutes of calls under random kills                      (SECONDS=60: shorter)
@@ -46,6 +47,11 @@ bench:
 bench-sessions:
 	@$(env) bench
 	.venvs/bench/bin/python -m tests.benchmarks.sessions --docs docs/benchmarks.md --json .venvs/bench/sessions.json $(BENCH_ARGS)
+
+.PHONY: bench-airflow
+bench-airflow:
+	@$(env) bench-airflow
+	.venvs/bench-airflow/bin/python -m tests.benchmarks.bench_airflow --docs docs/benchmarks.md --json .venvs/bench-airflow/airflow.json $(BENCH_ARGS)
 
 .PHONY: bench-ssh bench-slurm bench-faults
 bench-ssh bench-slurm bench-faults: bench-%:

@@ -18,6 +18,7 @@ FILES = sorted((ROOT / "constraints").glob("*"))
 def test_there_is_one_file_for_each_environment() -> None:
     assert [file.name for file in FILES] == [
         "airflow.txt",
+        "bench-airflow.txt",
         "bench.txt",
         "core.txt",
         "dagster.txt",
