@@ -157,6 +157,7 @@ def snapshot(
     status, reason, message = _verdict(facts)
     record = ended or {}
     run_s = record.get("run_s")
+    gpu_use = record.get("gpu_use") or {}
     started_at = started.get("at")
     # The length of a run is measured on a clock that nobody sets; its end is shown accordingly.
     ended_at = started_at + run_s if started_at is not None and run_s is not None else record.get("ended_at")
@@ -172,6 +173,8 @@ def snapshot(
         started_at=_time(started_at),
         ended_at=_time(ended_at),
         peak_memory_bytes=record.get("peak_memory_bytes"),
+        gpu_utilization_percent=gpu_use.get("utilization_percent"),
+        peak_gpu_memory_bytes=gpu_use.get("peak_memory_bytes"),
         hosts=(host,) * int(spec["num_instances"]),
         gpus=tuple(started.get("gpus", ())),
         instance_type=spec["instance_type"],

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any, Callable
 
+    from .gpu_use import Sampler
+
 #: How often a waiting runner looks for a wish to stop that its signal did not bring (seconds).
 _LOOK_S = 2.0
 
@@ -47,6 +49,7 @@ class Runner:
         self.waiting = False
         self.peak_kb = 0
         self.guard: Guard | None = None
+        self.sampler: Sampler | None = None
         self.granted_at: float | None = None
         self.started_at: float | None = None
         self._bell, self._ring = os.pipe()
@@ -162,6 +165,15 @@ class Runner:
         gate.open()
         for rank in self.ranks:
             rank.confirm()
+        if granted:
+            self._watch_gpus(granted)
+
+    def _watch_gpus(self, granted: list[str]) -> None:
+        from . import gpu_use
+
+        tool = gpu_use.find_tool(self.job["env"].get("PATH", os.defpath))
+        if tool is not None:
+            self.sampler = gpu_use.Sampler(self.folder, tool, granted)
 
     def mark_start(self, granted: list[str]) -> None:
         """Put the start on record. What follows is protected."""
@@ -222,17 +234,23 @@ class Runner:
                 return False
             if pid == 0:
                 return bool(self.left())
+            if self.sampler is not None and pid == self.sampler.pid:
+                continue
             self.peak_kb = max(self.peak_kb, usage.ru_maxrss // (1024 if sys.platform == "darwin" else 1))
             for rank in self.ranks:
                 if rank.pid == pid:
                     rank.status = status
 
     def left(self) -> list[int]:
-        """Return the children that are ours to end: not the guard, not the runner of a task that this one submitted."""
+        """Return the children that are ours to end: not our helpers, not the runner of a task that this one submitted."""
         if not os.path.isdir("/proc/self"):  # a system that does not tell adopts nobody either
             return [rank.pid for rank in self.ranks if rank.status is None]
-        guard = None if self.guard is None else self.guard.pid
-        return [pid for pid in proc.children() if pid != guard and not proc.of_another_task(pid, self.folder)]
+        helpers = [one.pid for one in (self.guard, self.sampler) if one is not None]
+        return [
+            pid
+            for pid in proc.children()
+            if pid not in helpers and not proc.of_another_task(pid, self.folder)
+        ]
 
     def stop(self, grace_s: float) -> None:
         """End all that is left of the task: SIGTERM, `grace_s` seconds, SIGKILL. Returns when nobody is left."""
@@ -288,6 +306,8 @@ class Runner:
         more = {"started_at": self.started_at, "peak_memory_bytes": self.peak_kb * 1024 or None}
         if self.started_at is not None:
             more["run_s"] = time.monotonic() - self.clock
+        if self.sampler is not None:
+            more["gpu_use"] = task.read_json(self.folder, "gpu-use.json")
         return task.exit_record(reason, code=code, signal=number, message=message, **more)
 
 

@@ -98,7 +98,9 @@ def verdict(job: Job | None, facts: dict[str, Any], output: str) -> dict[str, An
     `output` is the end of what the batch script printed.
     """
     asked, noted = facts["cancel"], facts["interrupted"] or {}
-    more = {name: noted[name] for name in ("started_at", "run_s", "peak_memory_bytes") if name in noted}
+    more = {
+        name: noted[name] for name in ("started_at", "run_s", "peak_memory_bytes", "gpu_use") if name in noted
+    }
     more["preemptions"] = preemptions(job, facts)
     if job is None:
         known = facts["job"] or "of this task"

@@ -11,6 +11,7 @@ alive           a lock that the runner and all processes of the task hold: free 
 started.json    when the user's command started, and on which GPUs
 log.0 log.1 …   output of each node
 result          the result of a call
+gpu-use.json    how busy the GPUs have been so far, where that is known
 cancel          somebody asked the task to stop
 reserve         space kept for the exit record; a full disk cannot lose the end of a task
 exit.json       the last word; written under another name, then renamed

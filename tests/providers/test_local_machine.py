@@ -89,3 +89,45 @@ def test_the_environment_of_a_task_keeps_what_describes_the_machine(monkeypatch:
     assert env["PATH"].split(os.pathsep)[0] == "/opt/python/bin"
     assert env["LC_ALL"] == "C.UTF-8"
     assert "hunter2" not in env.values()
+
+
+USE = """#!/bin/sh
+case "$*" in
+  *utilization.gpu*--id=0,1) echo '80, 1000'; echo '40, 3000' ;;
+  *) echo '0, NVIDIA H100 80GB HBM3, 81559'; echo '1, NVIDIA H100 80GB HBM3, 81559' ;;
+esac
+"""
+
+
+def test_how_busy_the_gpus_were_is_known_at_the_end(driver: Path) -> None:
+    driver.write_text(USE)
+    task = Flow("local").run("sleep 2.5", gpu="2xh100", upload_code=False)
+    task.wait(30)
+    assert task.snapshot.gpu_utilization_percent == 60
+    assert task.snapshot.peak_gpu_memory_bytes == 3000 * 1024 * 1024
+    assert task.snapshot.status.succeeded
+
+
+def test_a_driver_that_does_not_answer_neither_fails_nor_delays_a_task(driver: Path) -> None:
+    flow = Flow("local")
+    started = flow.run("sleep 1.5", gpu="1xh100", upload_code=False)
+    driver.write_text("#!/bin/sh\nsleep 60\n")
+    started.wait(10)
+    assert started.snapshot.status.succeeded
+    assert started.snapshot.gpu_utilization_percent is None
+    assert started.snapshot.ended_at is not None and started.snapshot.started_at is not None
+    assert (started.snapshot.ended_at - started.snapshot.started_at).total_seconds() < 5
+
+
+def test_the_gpus_of_a_task_are_free_at_its_end_whatever_looked_at_them(driver: Path) -> None:
+    driver.write_text(USE.replace("echo '80, 1000'", "sleep 20; echo '80, 1000'"))
+    flow = Flow("local")
+    flow.run("sleep 1.5", gpu="2xh100", upload_code=False).wait(20)
+    flow.run("true", gpu="2xh100", upload_code=False).wait(10)
+
+
+def test_nobody_looks_where_there_is_no_driver(home: Path) -> None:
+    task = Flow("local").run("sleep 1.3", gpu="a100", upload_code=False)
+    task.wait(30)
+    assert task.snapshot.status.succeeded
+    assert not list(home.rglob("gpu-use.json"))
