@@ -396,12 +396,17 @@ class Flow:
         return volumes
 
 
+#: Variables that say who submits, not what: the place in a trace (https://www.w3.org/TR/trace-context/).
+_OF_ONE_SUBMIT = {"TRACEPARENT", "TRACESTATE"}
+
+
 def _fingerprint(spec: TaskSpec) -> str:
     """Return 16 hex digits for what is asked for, without the labels and the code.
 
     Code may change between two tries, and a live function is not pickled alike twice.
     """
-    asked = hashlib.sha256(spec.model_dump_json(exclude={"labels", "files"}).encode())
+    same = {"labels": True, "files": True, "env": _OF_ONE_SUBMIT}
+    asked = hashlib.sha256(spec.model_dump_json(exclude=same).encode())
     for file in spec.files:
         if file.name == "call.json":
             asked.update(file.data or b"")

@@ -86,10 +86,10 @@ class Snapshot:
     """All that a provider knows about a task at one moment.
 
     Times are aware and in UTC, None where that moment has not come. `hosts` and `gpus` are the machines and
-    the GPUs in use, `preemptions` counts how often the machine was taken away. `gpu_utilization_percent` is the mean over
-    the task's run and its GPUs (of node 0), `peak_gpu_memory_bytes` the most that one of them held; both once it has
-    ended, None where its machine does not tell or it was over too soon to look. Money is in US dollars, None
-    where the provider knows no price. `endpoints` maps exposed ports to URLs.
+    the GPUs in use, `preemptions` counts how often the machine was taken away. `gpu_utilization_percent` is the
+    mean over the run and the GPUs of node 0, `peak_gpu_memory_bytes` the most that one of them held; both once it
+    has ended, None where its machine does not tell or it was over before anybody looked. Money is in US dollars,
+    None where the provider knows no price. `endpoints` maps exposed ports to URLs.
     """
 
     task_id: str

@@ -242,7 +242,7 @@ class Runner:
                     rank.status = status
 
     def left(self) -> list[int]:
-        """Return the children that are ours to end: not our helpers, not the runner of a task that this one submitted."""
+        """Return the children that are ours to end: no helper, nor the runner of a task that this one submitted."""
         if not os.path.isdir("/proc/self"):  # a system that does not tell adopts nobody either
             return [rank.pid for rank in self.ranks if rank.status is None]
         helpers = [one.pid for one in (self.guard, self.sampler) if one is not None]

@@ -86,7 +86,7 @@ class FlowGPUDecoratedOperator(DecoratedOperator, ResultOperator, FlowTaskOperat
                 raise SerializationError(f"the result of the call cannot be an XCom: {wrong}")
             return value
 
-    def submit(self, context: Context, flow: Flow, node: Node) -> Task:  # noqa: ARG002  # what the legs give
+    def submit(self, context: Context, flow: Flow, node: Node) -> Task:
         """Submit the call, under the node's key."""
         return flow.call_async(
             self.python_callable,
@@ -96,7 +96,7 @@ class FlowGPUDecoratedOperator(DecoratedOperator, ResultOperator, FlowTaskOperat
             replace=list(_plain_functions(self.python_callable)),
             idempotency_key=node.key,
             result=self.result_form,
-            **self.task_fields(node),
+            **self.task_fields(context, node),
         )
 
     def reopen(self, flow: Flow, task_id: str) -> Task:

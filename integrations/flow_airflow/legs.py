@@ -18,10 +18,13 @@ from flow_airflow.arguments import refuse_unknown
 from flow_airflow.compat import AirflowTaskTimeout, TaskDeferralError, TaskDeferralTimeout
 from flow_airflow.failures import to_airflow
 from flow_airflow.hooks import opener
+from flow_airflow.lineage import TellsLineage
 from flow_airflow.links import FlowTaskLink
 from flow_airflow.logs import TaskLog
 from flow_airflow.nodes import Node, will_retry
 from flow_airflow.stopping import Stop, cancel_key
+from flow_airflow.telemetry import closing_line, mark_outlets
+from flow_airflow.tracing import emit_span
 from flow_airflow.triggers import FlowEvent, FlowTaskTrigger
 from flow_core.errors import FlowError, FlowTimeoutError
 
@@ -46,7 +49,7 @@ _LOOK_S = 0.5
 _TRIGGERER_GRACE_S = 60.0
 
 
-class FlowOperator(BaseOperator):
+class FlowOperator(TellsLineage, BaseOperator):
     """An Airflow task that stands for one Flow task, which its node's key names.
 
     `flow_conn_id` is a connection of type `flow`, see FlowHook; without it the worker's settings hold. `provider`
@@ -236,7 +239,19 @@ class FlowOperator(BaseOperator):
             self._show(log)
             if not ended and self.deferrable and time.monotonic() >= defer_at:
                 self._defer(context, task, log)
-        return self.value(context, task)
+        self._close(task)
+        value = self.written = self.value(context, task)
+        mark_outlets(context, task.task_id, value)
+        return value
+
+    def _close(self, task: Task) -> None:
+        """Say what the ended task has used, to people and to their tools."""
+        self.ended = task.snapshot
+        self.log.info("%s", closing_line(self.ended))
+        try:
+            emit_span(self.ended)
+        except Exception:
+            self.log.warning("The span of the work could not be emitted.", exc_info=True)
 
     def check_stop(self) -> None:
         """Raise if Airflow has ended this try meanwhile, once its work is cancelled."""

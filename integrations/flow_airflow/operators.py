@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from flow_airflow.arguments import beside_dag_file, plain, refuse_serialization, text, texts
 from flow_airflow.legs import FlowOperator
 from flow_airflow.results import ResultOperator
+from flow_airflow.tracing import TRACEPARENT, HandedOn, handed_on
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -83,13 +84,16 @@ class FlowTaskOperator(FlowOperator):
         """The number of machines whose output there is."""
         return int(self.num_instances or 1)
 
-    def task_fields(self, node: Node) -> dict[str, Any]:
+    def task_fields(self, context: Context, node: Node) -> dict[str, Any]:
         """Return the fields of the node's TaskConfig, without what it runs."""
         fields = {name: plain(value) for name in FIELDS if (value := getattr(self, name)) is not None}
-        if isinstance(self.env, Mapping):
-            fields["env"] = texts(self.env)
         fields["name"] = self.name or node.name
-        fields["labels"] = {**node.labels, **(self.labels or {})}
+        traced = HandedOn()
+        if self.env is None or isinstance(self.env, Mapping):
+            own = texts(self.env or {})
+            traced = traced if TRACEPARENT in own else handed_on(context)
+            fields["env"] = {**traced.env, **own}
+        fields["labels"] = {**node.labels, **traced.labels, **(self.labels or {})}
         return fields
 
 
@@ -166,7 +170,7 @@ class FlowGPUOperator(ResultOperator, FlowTaskOperator):
 
     def submit(self, context: Context, flow: Flow, node: Node) -> Task:
         """Submit the command or the call, under the node's key."""
-        fields = self.task_fields(node)
+        fields = self.task_fields(context, node)
         root = beside_dag_file(context, self.code_root) if self.code_root is not None else None
         if self.module is not None and self.function is not None:
             module = self.module

@@ -16,6 +16,7 @@ from flow_airflow.compat import TRIGGERER_RENDERS_TEMPLATES, AirflowFailExceptio
 from flow_airflow.hooks import opener
 from flow_airflow.results import REFERENCE_OVER_BYTES
 from flow_airflow.triggers import FlowEvent, FlowTaskTrigger
+from flow_airflow.xcom_values import flaw
 from flow_core.errors import FlowError
 
 if TYPE_CHECKING:
@@ -102,7 +103,13 @@ class FlowTaskSensor(BaseSensorOperator):
             if not task.is_terminal:
                 self.log.info("Flow task %s: %s.", task.task_id, task.status.value)
                 return PokeReturnValue(is_done=False)
-            return PokeReturnValue(is_done=True, xcom_value=task.result(timeout=0))
+            value = task.result(timeout=0)
+            wrong = flaw(value) if self.do_xcom_push else None
+            if wrong is not None:
+                raise AirflowFailException(
+                    f"The result of Flow task {task.task_id} cannot be an XCom: {wrong}"
+                )
+            return PokeReturnValue(is_done=True, xcom_value=value)
         except FlowError as error:
             if error.retryable and not getattr(error, "task_id", None):
                 self.log.warning("No answer about Flow task %s: %s", self.task_id_to_watch, error.message)

@@ -167,6 +167,18 @@ def test_a_result_that_is_mapped_over_is_a_value_whatever_its_size(references: R
     assert task.xcom() == "int 0"
 
 
+@pytest.mark.parametrize("name", ["small", "deferred_large"])
+def test_the_log_closes_with_one_line_about_what_was_used_in_both_modes(references: Run, name: str) -> None:
+    task = references.task(name)
+    assert task.ended(240) == "success", task.log()
+    (line,) = [
+        one
+        for one in task.lines()
+        if one.startswith(f"Flow task {task.xcom('flow_task_id')} completed: cpu on")
+    ]
+    assert ", waited " in line and ", ran " in line
+
+
 # -- refused, and collected
 
 
