@@ -397,7 +397,7 @@ class Flow:
 
 
 #: Variables that say who submits, not what: the place in a trace (https://www.w3.org/TR/trace-context/).
-_OF_ONE_SUBMIT = {"TRACEPARENT", "TRACESTATE"}
+_OF_ONE_SUBMIT = frozenset({"TRACEPARENT", "TRACESTATE"})
 
 
 def _fingerprint(spec: TaskSpec) -> str:
@@ -405,8 +405,9 @@ def _fingerprint(spec: TaskSpec) -> str:
 
     Code may change between two tries, and a live function is not pickled alike twice.
     """
-    same = {"labels": True, "files": True, "env": _OF_ONE_SUBMIT}
-    asked = hashlib.sha256(spec.model_dump_json(exclude=same).encode())
+    env = {name: value for name, value in spec.env.items() if name not in _OF_ONE_SUBMIT}
+    what = spec.model_copy(update={"env": env})
+    asked = hashlib.sha256(what.model_dump_json(exclude={"labels", "files"}).encode())
     for file in spec.files:
         if file.name == "call.json":
             asked.update(file.data or b"")

@@ -303,7 +303,10 @@ class Runner:
 
     def end(self, reason: str, code: int | None, number: int | None, message: str) -> dict[str, Any]:
         """Build the exit record."""
-        more = {"started_at": self.started_at, "peak_memory_bytes": self.peak_kb * 1024 or None}
+        more: dict[str, Any] = {
+            "started_at": self.started_at,
+            "peak_memory_bytes": self.peak_kb * 1024 or None,
+        }
         if self.started_at is not None:
             more["run_s"] = time.monotonic() - self.clock
         if self.sampler is not None:

@@ -59,6 +59,8 @@ def _environment(
     ours = {
         "PYTHONPATH": os.pathsep.join(str(one) for one in packages),
         "AIRFLOW__CORE__PARALLELISM": "24",
+        # Its plugin need not look for somebody to tell things to at the start of each worker.
+        "AIRFLOW__OPENLINEAGE__DISABLED": "True",
         # A worker that was killed is missed after a quarter of a minute, not after five.
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",

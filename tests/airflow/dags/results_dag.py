@@ -19,7 +19,7 @@ def describe(value: Any) -> str:
     return f"{type(value).__name__} {value!r}"
 
 
-with DAG("typed_results", default_args={"retries": 0}):
+with DAG("typed_results", default_args={"retries": 0}, max_active_tasks=4):
     for name in ("tuple", "nested", "set", "datetime", "decimal", "uuid"):
         made = node(f"make_{name}", "typed", name, serialization="pickle")
         describe.override(task_id=f"got_{name}")(made.output)
@@ -45,7 +45,7 @@ with DAG("typed_results", default_args={"retries": 0}):
     empty = node("map_over_none", "echo", None)
     describe.override(task_id="never").expand(value=empty.output)
 
-with DAG("references", default_args={"retries": 0}):
+with DAG("references", default_args={"retries": 0}, max_active_tasks=4):
     small = node("small", "zeros", 10)
     large = node("large", "zeros", 700_000)
     both = FlowGPUOperator.partial(task_id="some_large", module="work.py", function="zeros").expand(
