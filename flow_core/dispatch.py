@@ -11,38 +11,34 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from flow_core import encoding, losses, payload
-from flow_core.chunks import Chunk
+from flow_core import encoding, losses, needs
 from flow_core.definitions import PLAIN, CallOptions, Definition, Retries, SessionSpec
 from flow_core.errors import (
     CallCancelledError,
-    FlowError,
     SerializationError,
     SessionClosedError,
     TaskOutOfMemoryError,
     WorkerDiedError,
 )
-from flow_core.futures import DONE, FAILED, QUEUED, SENT, Future, Stream, call_back, ending, follow, wake
+from flow_core.futures import DONE, FAILED, QUEUED, SENT, Future, Stream, call_back, ending, follow
 from flow_core.ids import random_key
 from flow_core.keeper import Keeper
 from flow_core.leader import SLICE_S, Leader
-from flow_core.links import Line, logged
+from flow_core.links import Line
+from flow_core.reception import Due
 from flow_core.runner import parcels, wire
 
 if TYPE_CHECKING:
     from flow_core.encoding import Encoded
-    from flow_core.errors import TaskErrorFields
     from flow_core.flow import Flow
     from flow_core.object_ref import ObjectRef
-    from flow_core.objects import Carried
     from flow_core.task import Task
 
 __all__ = ["CallOptions", "Definition", "Pool", "Retries", "SessionSpec"]
@@ -64,8 +60,6 @@ def _forked() -> None:
 
 
 os.register_at_fork(after_in_child=_forked)
-
-Due = list[tuple[Callable[[Any], object], Future]]
 
 
 class Pool:
@@ -105,7 +99,7 @@ class Pool:
         self.lines: dict[int, Line] = {}
         self.limbo: dict[int, Line] = {}  # connections that have ended, whose worker's fate is not known yet
         self.queue: deque[Future] = deque()
-        self._waiting: set[Future] = set()  # for their inputs
+        self.waiting: set[Future] = set()  # for their inputs
         self.open_calls = 0
         self.over: BaseException | None = None
         self._idle: list[Line] = []
@@ -165,12 +159,12 @@ class Pool:
     def enter(self, made: Future) -> Future:
         """Send a call whose arguments are written down, or queue it."""
         self.check_process()
-        failure = self._completed(made)
+        failure = needs.complete(self, made)
         inputs = made.body.inputs
         with self.lock:
             if self.over is not None:
                 raise self._refusal()
-            made.number = next(self._numbers)
+            made.number = self.next_number()
             self.open_calls += 1
             if failure is not None:
                 self._give_up(made, failure)
@@ -187,44 +181,16 @@ class Pool:
             if not inputs or self.ordered:
                 self.queue.append(made)
             if inputs and not self.ordered:
-                self._waiting.add(made)
+                self.waiting.add(made)
             crowd = len(self.queue)
         if inputs:
-            self._wait_for_inputs(made, inputs)
+            needs.wait_for(self, made, inputs)
         self._help(crowd)
         return made
 
-    def _completed(self, made: Future) -> FlowError | None:
-        """Add to a call what workers need for its references; return what is wrong with one of its arguments."""
-        if len(made.body.body) > encoding.MOST_BYTES:
-            raise encoding.too_large(made.name, len(made.body.body))
-        if made.definition.lacking:
-            self._provide(made.definition)
-        return self._look_up(made) if made.body.refs else None
-
-    def _look_up(self, made: Future) -> FlowError | None:
-        """Add what its worker needs to get the values of its references; return what is wrong with one of them."""
-        try:
-            carried = self._carried(made.body.refs, made.definition.codec)
-        except FlowError as error:
-            return error
-        made.body = made.body._replace(carried=carried)
-        return None
-
-    def _provide(self, definition: Definition) -> None:
-        """Add what workers need for the references in a function, or in the object of a method."""
-        for one in list(definition.lacking):
-            if not one.frame:
-                one.provide(self._carried(one.refs, one.codec))
-        definition.lacking.clear()
-
-    def _carried(self, refs: Sequence[ObjectRef], codec: str) -> Carried:
-        return self.flow.objects.carried(
-            refs,
-            provider=self.flow.provider.name,
-            contained=self.spec.machine()["image"] is not None,
-            allow_pickle=codec == "pickle",
-        )
+    def next_number(self) -> int:
+        """Return a number that no call of this pool has."""
+        return next(self._numbers)
 
     def check_process(self) -> None:
         """Raise SessionClosedError in a fork: its parent's locks may be held there, and the connections are shared."""
@@ -343,159 +309,7 @@ class Pool:
                 self.keeper.rest(0.001)
             crowd = len(self.queue)
 
-    # -- calls that wait for others
-
-    def _wait_for_inputs(self, future: Future, inputs: Sequence[Future]) -> None:
-        missing = len(inputs)
-
-        def one_less(producer: Future) -> None:
-            nonlocal missing
-            with self.lock:
-                missing -= 1
-                ready = missing == 0
-            if producer.error is not None:
-                self._fail_for(future, producer.error, producer.name)
-            elif ready:
-                self._inputs_are_there(future)
-
-        for producer in inputs:
-            if not producer.runs_later(one_less):
-                one_less(producer)
-
-    def _inputs_are_there(self, future: Future) -> None:
-        with self.lock:
-            if future in self._waiting:  # or it has ended meanwhile
-                self._waiting.remove(future)
-                self.queue.append(future)
-        self.fill_all()
-
-    def _fail_for(self, future: Future, cause: BaseException, producer: str) -> None:
-        error = losses.copy_of(cause)
-        error.__cause__ = cause
-        if isinstance(error, FlowError):
-            error.message = f"{future.name!r} was not called: its input {producer!r} failed: {error.message}"
-        self.finish(future, error)
-        self.fill_all()
-
-    # -- reading
-
-    def hear(self, line: Line) -> None:
-        """Work in what a worker has sent. Only in the thread that leads."""
-        self._flush(line)
-        due: Due = []
-        future: Future | None = None
-        try:
-            frames = line.read()
-            if frames is None:
-                self._lose(line)
-                return
-            with self.lock:
-                inflight = line.inflight
-                for frame in frames:
-                    if frame[0] != wire.RESULT:
-                        due += self._take_in(line, frame)
-                        continue
-                    _, codec, micros, number, body = frame
-                    future = inflight.pop(number, None)
-                    if future is not None:
-                        future.parcel = line.parcel(codec, body)
-                        self._settle(line, future, micros)
-                        for function in ending(future, DONE):
-                            due.append((function, future))
-                if line.returned:
-                    line.give_back()
-                self.fill(line)
-        except BaseException:
-            # By Ctrl-C, or for want of a descriptor: what was read is lost, and with it the place in the stream.
-            self._tear(line, future)
-            call_back(due)
-            raise
-        if due:
-            call_back(due)
-
-    def _flush(self, line: Line) -> None:
-        if line.crowded:
-            with self.lock:
-                if line.flush():
-                    self.leader.expect(line.fd, room=False)
-
-    def _tear(self, line: Line, future: Future | None) -> None:
-        """Give up a connection in the middle; nobody knows how its calls have ended, `future` the last of them."""
-        with self.lock:
-            if future is not None and future.state < DONE:
-                self.open_calls += future.body is None  # it is off the books already
-                line.inflight.setdefault(future.number, future)
-        if self.lines.get(line.index) is line:
-            self._lose(line)
-            losses.bury(self, line, {})
-
-    def hear_out(self, line: Line) -> None:
-        """Read the last words of a worker that is gone, whoever else may hold its end of the connection."""
-        poll = select.poll()
-        poll.register(line.fd, select.POLLIN)
-        while self.lines.get(line.index) is line:
-            if poll.poll(0):
-                self.hear(line)
-            else:
-                self._lose(line)
-
-    def _settle(self, line: Line, future: Future, micros: int) -> None:
-        """Take a call that has ended off the books. Under the lock."""
-        future.definition.took(micros / future.count)
-        line.load = line.load - future.load if line.inflight else 0.0
-        if line.forwarded:
-            line.forwarded.pop(future.number, None)
-        future.worker = future.body = None
-        self.open_calls -= 1
-        if future.kept:
-            self.keeper.store(future)
-
-    def _take_in(self, line: Line, frame: wire.Frame) -> Due:
-        """Work in a frame that is not a plain result. Under the lock. Return the callbacks that are due."""
-        kind, number = frame[0], frame[3]
-        if kind == wire.RELEASE:
-            self._released(line, number)
-        elif kind == wire.SEGMENT:
-            line.mapped[number] = parcels.Mapped(number, line.descriptors.popleft())
-        elif kind == wire.RETIRE:
-            line.mapped.pop(number, None)
-        elif number in line.inflight:
-            return self._take_in_news(line, line.inflight[number], frame)
-        return []
-
-    def _take_in_news(self, line: Line, future: Future, frame: wire.Frame) -> Due:
-        """Work in what is said of one call. Under the lock."""
-        kind, codec, more, _, body = frame
-        if kind == wire.LOGGED:
-            future.log_range = (self.task_id, line.worker, *logged(body))
-        elif kind == wire.ITEM and isinstance(future, Stream):
-            future.arrive(line.parcel(codec, body))
-            return [(wake, future)]
-        elif kind == wire.RETURNED and more and isinstance(future, Chunk):
-            rest = future.cut(more, self.arena)
-            rest.number = next(self._numbers)
-            self.open_calls += 1
-            self.requeue(line, [rest])
-        elif kind == wire.RETURNED:
-            del line.inflight[future.number]
-            self.requeue(line, [future])
-        elif kind == wire.ERROR:
-            del line.inflight[future.number]
-            return self._failed(line, future, more, json.loads(body))
-        return []
-
-    def _released(self, line: Line, number: int) -> None:
-        if number >> 63:
-            line.foreign.pop(number, None)
-        elif self.arena is not None:
-            line.lent.discard(number)
-            self.arena.give_back(number)
-            for retired in self.arena.retired:
-                for one in self.lines.values():
-                    if retired in one.told:
-                        one.told.discard(retired)
-                        one.write(wire.frame(wire.RETIRE, retired))
-            self.arena.retired.clear()
+    # -- calls that come back, or end
 
     def requeue(self, line: Line, futures: Sequence[Future]) -> None:
         """Put calls that were sent and not begun back at the head of the queue, in order. Under the lock."""
@@ -511,53 +325,11 @@ class Pool:
             if other is not line:
                 self.fill(other)
 
-    def _failed(self, line: Line, future: Future, micros: int, message: dict[str, Any]) -> Due:
-        body, kept = future.body, future.kept
-        future.kept = False
-        self._settle(line, future, micros)
-        future.kept = kept
-        error = self._error_of(message)
-        retries = future.options.retries
-        if isinstance(error, retries.on) and losses.may_fail(future) and not future.cancelled:
-            future.body = body
-            self.open_calls += 1
-            self.again(future)
-            return []
-        future.error = error
-        if kept:
-            self.keeper.store(future)
-        return [(function, future) for function in ending(future, FAILED)]
-
     def again(self, future: Future) -> None:
         """Make another attempt at a call that is on no line, after a while. Under the lock."""
         future.attempts += 1
         future.state, future.worker = QUEUED, None
         self.keeper.later(future.options.retries.delay(future.attempts), future)
-
-    def _error_of(self, message: dict[str, Any]) -> FlowError:
-        record = message["record"]
-        fields: TaskErrorFields = {"task_id": self.task_id, "log_tail": str(message.get("tail", ""))}
-        kind = payload.ENDINGS.get(message.get("why", ""))
-        return payload.error_of(record, **fields) if kind is None else kind(str(record["message"]), **fields)
-
-    # -- lost workers
-
-    def _lose(self, line: Line) -> None:
-        """A connection has ended: what was sent over it waits for the supervisor's word about the worker."""
-        with self.lock:
-            if (
-                self.lines.get(line.index) is not line
-            ):  # its session was lost meanwhile, and its descriptor is another's
-                return
-            self.leader.forget(line.fd)
-            line.close()
-            del self.lines[line.index]
-            self.limbo[line.stream] = line
-            line.ended_at = time.monotonic()
-            line.foreign.clear()
-        if line.report is not None:
-            losses.bury(self, line, line.report)
-        self.keeper.stir()
 
     def finish(self, future: Future, error: BaseException) -> None:
         """End a call that is not on any line with an error, unless it has ended."""
@@ -570,7 +342,7 @@ class Pool:
         if future.state >= DONE:
             return []
         self.open_calls -= 1
-        self._waiting.discard(future)
+        self.waiting.discard(future)
         if future.body is not None and self.arena is not None:
             for segment in future.body.segments:
                 self.arena.give_back(segment.number)
@@ -651,7 +423,7 @@ class Pool:
 
     def unended(self) -> list[Future]:
         """Return the calls that have not ended. Under the lock."""
-        calls = [*self.queue, *self._waiting, *self.keeper.delayed()]
+        calls = [*self.queue, *self.waiting, *self.keeper.delayed()]
         for line in [*self.lines.values(), *self.limbo.values()]:
             calls += line.inflight.values()
         return list(dict.fromkeys(calls))
@@ -669,7 +441,7 @@ class Pool:
 
     def waits(self, future: Future) -> bool:
         """Whether a call waits for its inputs. Under the lock."""
-        return future in self._waiting
+        return future in self.waiting
 
     def forget_lines(self) -> None:
         """Forget the workers, and what is queued for them or will be: their session is gone. Under the lock."""

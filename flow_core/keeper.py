@@ -16,8 +16,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from flow_core import encoding, losses, payload
-from flow_core.deaths import death_with_session
+from flow_core import encoding, endings, losses, payload, reception
 from flow_core.errors import (
     CallCancelledError,
     CallTimeoutError,
@@ -37,7 +36,6 @@ from flow_core.status import TaskStatus
 if TYPE_CHECKING:
     from flow_core.dispatch import Pool
     from flow_core.errors import TaskExecutionError
-    from flow_core.models import Snapshot
 
 log = logging.getLogger("flow_core")
 
@@ -47,11 +45,6 @@ _ASK_S = 10.0
 _CLOSE_S = 5.0
 _START_S = 60.0
 _AGAIN_S = 1.0
-_ENDINGS = {
-    "idle": "it was idle for too long",
-    "lease": "its owner was silent for too long",
-    "closed": "it was closed by another of its clients",
-}
 
 
 class Keeper:
@@ -200,7 +193,7 @@ class Keeper:
             if line is not None:
                 losses.bury(self.pool, line, report)
             elif alive is not None and alive.shares_memory:
-                self.pool.hear_out(alive)
+                reception.hear_out(self.pool, alive)
         self.stir()
 
     def _note_death(self, stream: int, report: dict[str, Any]) -> Line | None:
@@ -300,10 +293,10 @@ class Keeper:
         """Raise the error that tells why the session does not listen, unless it may yet."""
         engine, task_id = self.pool.flow.engine, self.pool.task_id
         seen = engine.poll([task_id])[task_id]
-        self._raise_end(seen)
+        endings.raise_end(self.pool, seen)
         patience = self._patience_until
         if patience is not None and seen.status is TaskStatus.RUNNING and time.monotonic() > patience:
-            raise self._cut_off()
+            raise endings.cut_off(self.pool)
         if deadline is not None and time.monotonic() > deadline:
             engine.cancel([task_id])
             detail = f" ({seen.message})" if seen.message else ""
@@ -313,28 +306,6 @@ class Keeper:
                 suggestions=["Allow for more with startup_timeout=, or look at what else is queued."],
                 task_id=task_id,
             )
-
-    def _raise_end(self, seen: Snapshot) -> None:
-        """Raise the error that tells how the session's task has ended, if it has."""
-        if seen.status.succeeded:  # it ended in good order, and we were not there to hear why
-            data = self.pool.flow.engine.collect(seen.task_id, "result")
-            raise _ended(payload.decode_result(data, task_id=seen.task_id)["ended"])
-        if seen.status.final:
-            raise self._failure(seen)
-
-    def _failure(self, seen: Snapshot) -> FlowError:
-        """Return what ended the session's task: its own account, where it could leave one."""
-        engine, task_id = self.pool.flow.engine, self.pool.task_id
-        with contextlib.suppress(ResourceNotFoundError):
-            told = payload.decode_error(engine.collect(task_id, "result"), task_id=task_id)
-            if told is not None:
-                return told
-        return death_with_session(engine.failure(seen), self._state)
-
-    @property
-    def _state(self) -> str:
-        """What held state there, if anything did."""
-        return self.pool.spec.name if self.pool.ordered else ""
 
     def _go_on(self, loss: TaskExecutionError) -> None:
         """The session is lost: have it again where calls ask for that. Raises the loss where none does."""
@@ -432,7 +403,7 @@ class Keeper:
                 return
             line.report = self._early.pop(line.stream, None)
             pool.lines[index] = line
-            pool.leader.register(line.fd, lambda: pool.hear(line))
+            pool.leader.register(line.fd, lambda: reception.hear(pool, line))
             pool.fill(line)
 
     # -- the end
@@ -444,29 +415,14 @@ class Keeper:
         while not self._ending and time.monotonic() < deadline and pool.over is None:
             with contextlib.suppress(ProviderUnavailable):
                 seen = pool.flow.engine.poll([pool.task_id])[pool.task_id]
-                self._raise_end(seen)
+                endings.raise_end(self.pool, seen)
                 if seen.status is not TaskStatus.RUNNING:
-                    raise self._taken_away(seen)
+                    raise endings.taken_away(pool, seen)
             self._bell.wait(SLICE_S / 2)
             self._bell.clear()
         if self._ending:
-            raise _ended(self._ending)
-        raise self._cut_off()
-
-    def _cut_off(self) -> TaskExecutionError:
-        advice = (
-            f"What runs there ends within {self.pool.spec.lease_s:g} s, unless others use the session too."
-        )
-        text = "the connection to it was lost, though its task runs"
-        lost = WorkerDiedError(text, suggestions=[advice], task_id=self.pool.task_id, reason="unreachable")
-        return death_with_session(lost, self._state)
-
-    def _taken_away(self, seen: Snapshot) -> TaskExecutionError:
-        detail = f": {seen.message}" if seen.message else ""
-        text = f"its machine was taken away, and task {seen.task_id} is {seen.status.value}{detail}"
-        return death_with_session(
-            WorkerDiedError(text, task_id=seen.task_id, reason=seen.reason or "preempted"), self._state
-        )
+            raise endings.ended(self._ending)
+        raise endings.cut_off(self.pool)
 
     def close_session(self) -> None:
         """End the session's task; a guest only ends its own workers."""
@@ -487,7 +443,3 @@ class Keeper:
         except FlowError:
             with contextlib.suppress(FlowError):
                 pool.flow.cancel([pool.task_id])
-
-
-def _ended(reason: str) -> SessionClosedError:
-    return SessionClosedError(_ENDINGS.get(reason, f"it has ended: {reason}"), error_code=f"session-{reason}")
