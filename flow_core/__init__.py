@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     )
     from flow_core.function_options import Serialization
     from flow_core.functions import RemoteFunction
-    from flow_core.futures import Future, Stream, as_completed, gather, get, results, wait
+    from flow_core.futures import Future
     from flow_core.models import (
         Instance,
         LogChunk,
@@ -83,6 +83,8 @@ if TYPE_CHECKING:
     from flow_core.objects import put
     from flow_core.services import ObjectFuture, Runner, RunnerService, SessionContext
     from flow_core.sessions import SandboxDefaults, Session, SessionDefaults
+    from flow_core.several import as_completed, gather, get, results, wait
+    from flow_core.streamed import Stream
     from flow_core.task import Task
 
 
@@ -108,7 +110,9 @@ _HOMES = {
     "flow_core.definitions": "Retries",
     "flow_core.function_options": "Serialization",
     "flow_core.functions": "RemoteFunction",
-    "flow_core.futures": "Future Stream as_completed gather get results wait",
+    "flow_core.futures": "Future",
+    "flow_core.several": "as_completed gather get results wait",
+    "flow_core.streamed": "Stream",
     "flow_core.object_ref": "ObjectRef",
     "flow_core.objects": "put",
     "flow_core.services": "ObjectFuture Runner RunnerService SessionContext",

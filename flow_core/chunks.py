@@ -187,7 +187,7 @@ def _written(pool: Pool, chunk: Chunk) -> Iterator[Chunk]:
 
 
 def _first_ended(chunks: deque[Chunk]) -> Chunk:
-    from flow_core.futures import wait
+    from flow_core.several import wait
 
     ended, _ = wait(chunks, num_returns=1)
     chunk = ended[0]

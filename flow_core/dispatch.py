@@ -27,13 +27,14 @@ from flow_core.errors import (
     TaskOutOfMemoryError,
     WorkerDiedError,
 )
-from flow_core.futures import DONE, FAILED, QUEUED, SENT, Future, Stream, call_back, ending, follow
+from flow_core.futures import DONE, FAILED, QUEUED, SENT, Future, call_back, ending, follow
 from flow_core.ids import random_key
 from flow_core.keeper import Keeper
 from flow_core.leader import SLICE_S, Leader
 from flow_core.links import Line
 from flow_core.reception import Due
 from flow_core.runner import parcels, wire
+from flow_core.streamed import Stream
 
 if TYPE_CHECKING:
     from flow_core.encoding import Encoded

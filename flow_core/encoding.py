@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 from flow_core import payload
 from flow_core.errors import FlowError, ResultError, SerializationError
-from flow_core.futures import Future, HoldsFutures, Stream, writing
+from flow_core.futures import Future, HoldsFutures, writing
 from flow_core.object_ref import ObjectRef, pickled_refs, revived
 from flow_core.objects import NOTHING, Carried
 from flow_core.runner import parcels, wire
 from flow_core.runner.objects import MARK
 from flow_core.runner.pickles import blame
 from flow_core.runner.strict_json import NotSerializable, TooLarge, are_exact, to_json
+from flow_core.streamed import Stream
 
 
 class Encoded(NamedTuple):

@@ -9,8 +9,9 @@ from flow_core.apps import AppFunction
 from flow_core.definitions import Retries
 from flow_core.function_options import Serialization
 from flow_core.functions import RemoteFunction
-from flow_core.futures import Future, Stream
+from flow_core.futures import Future
 from flow_core.models import MountSpec, VolumeSpec
+from flow_core.streamed import Stream
 
 _P = ParamSpec("_P")
 _L = TypeVar("_L")

@@ -1,4 +1,4 @@
-"""Future: the outcome of one call that runs elsewhere, and what can be done with several of them.
+"""Future: the outcome of one call that runs elsewhere.
 
 One class for all dialects. A future is made by what runs calls (`flow_core.dispatch`), which also completes it; this
 module owns how people wait, and knows nothing of workers or wires.
@@ -10,12 +10,11 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from flow_core.errors import CallCancelledError, TimeoutError, ValidationError
+from flow_core.errors import CallCancelledError, TimeoutError
 
 if TYPE_CHECKING:
     from flow_core.object_ref import ObjectRef
@@ -223,7 +222,7 @@ class Future:
         deadline = None if timeout is None else time.monotonic() + timeout
         self.runs.keep(self)
         self.wait(timeout)
-        return self.runs.refer(self, _left(deadline))
+        return self.runs.refer(self, time_left(deadline))
 
     def cancel(self) -> bool:
         """Ask the call to stop; return False when it had ended already.
@@ -340,192 +339,6 @@ def call_back(due: Iterable[tuple[Callable[[Future], object], Future]]) -> None:
         raise
 
 
-# -- several futures
-
-
-def get(futures: Any, timeout: float | None = None, **of_refs: Any) -> Any:
-    """Return the value of one future, or the list of the values of several, in their order.
-
-    References (`ObjectRef`, or its JSON form) may stand among them; `of_refs` are the options with which those are
-    read, such as `allow_pickle=True`. Raises the first failure in that order; TimeoutError after `timeout` seconds in
-    all.
-    """
-    deadline = None if timeout is None else time.monotonic() + timeout
-    if isinstance(futures, Iterable) and not isinstance(futures, (Future, Mapping)):
-        return [_value_of(one, deadline, of_refs) for one in futures]
-    return _value_of(futures, deadline, of_refs)
-
-
-def _value_of(one: Any, deadline: float | None, of_refs: Mapping[str, Any]) -> Any:
-    if isinstance(one, Mapping):
-        from flow_core import objects
-
-        return objects.get(one, **of_refs)
-    return one.result(_left(deadline))
-
-
-results = get
-
-
-def gather(*futures: Future, timeout: float | None = None) -> list[Any]:
-    """Return the values of all of them, in order. Raises the first failure in that order."""
-    values: list[Any] = get(list(futures), timeout)
-    return values
-
-
-def wait(
-    futures: Sequence[Future] | Iterable[Future], num_returns: int | None = None, timeout: float | None = None
-) -> tuple[list[Future], list[Future]]:
-    """Wait until `num_returns` of them have ended (all of them, if not given), or `timeout` seconds are over.
-
-    Return (ended, others), both in the order given, the first with at most `num_returns`. A failed one has ended;
-    nothing is raised for it.
-    """
-    every = list(futures)
-    wanted = len(every) if num_returns is None else num_returns
-    if num_returns is not None and num_returns < 1:
-        raise ValidationError(f"num_returns={num_returns} must be at least 1")
-    deadline = None if timeout is None else time.monotonic() + timeout
-    for count, _ in enumerate(_ended_of(every, deadline), 1):
-        if count >= wanted:
-            break
-    ended = [one for one in every if one.done()][:wanted]
-    chosen = {id(one) for one in ended}
-    return ended, [one for one in every if id(one) not in chosen]
-
-
-def as_completed(futures: Iterable[Future], timeout: float | None = None) -> Iterator[Future]:
-    """Yield each of them once, as it ends. Raises TimeoutError when some have not ended after `timeout` seconds."""
-    every = list(dict.fromkeys(futures))
-    deadline = None if timeout is None else time.monotonic() + timeout
-    count = 0
-    for one in _ended_of(every, deadline):
-        count += 1
-        yield one
-    if count < len(every):
-        raise TimeoutError(
-            f"waited {timeout:g} s and {len(every) - count} of {len(every)} calls have not ended"
-        )
-
-
-def _ended_of(futures: Sequence[Future], deadline: float | None) -> Iterator[Future]:
-    """Yield futures as they end; stop at the deadline."""
-    import queue
-
-    ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
-    unended = 0
-    for one in dict.fromkeys(futures):
-        if one.runs_later(ended.put):
-            unended += 1
-        else:
-            yield one
-    while unended:
-        left = _left(deadline)
-        try:
-            one = ended.get(timeout=0.1 if left is None else min(left, 0.1))
-        except queue.Empty:
-            if left == 0:
-                return
-            continue
-        unended -= 1
-        yield one
-
-
-def _left(deadline: float | None) -> float | None:
+def time_left(deadline: float | None) -> float | None:
+    """Return the seconds until a deadline (`time.monotonic()`), None where there is none."""
     return None if deadline is None else max(0.0, deadline - time.monotonic())
-
-
-class Stream(Future):
-    """The outcome of a generator: iterate to get its values as they are produced; `result` is the list of all.
-
-    Values that nobody takes hold the generator back, on its own machine.
-    """
-
-    __slots__ = ("_arrived", "_items", "yielded")
-
-    def __init__(self, runs: Any, definition: Any = None, options: Any = None) -> None:
-        super().__init__(runs, definition, options)
-        # Without a lock of its own: values come under the pool's, which whoever takes one needs as well.
-        self._arrived: deque[Parcel] = deque()
-        self._items: list[Any] = []
-        self.yielded = False
-
-    def arrive(self, parcel: Parcel) -> None:
-        """Take in the next value."""
-        self.yielded = True
-        self._arrived.append(parcel)
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield the values that nobody has taken yet. Who leaves the loop early ends the generator."""
-        try:
-            while True:
-                parcel = self._next()
-                if parcel is None:
-                    break
-                yield self.runs.decode(self, parcel)
-        except GeneratorExit:
-            self.cancel()
-            raise
-        if self.error is not None:
-            raise self.error
-
-    def _next(self) -> Parcel | None:
-        while True:
-            try:
-                parcel = self._arrived.popleft()
-            except IndexError:
-                if self.state >= DONE and not self._arrived:
-                    return None
-                self.runs.drive_item(self)  # type: ignore[attr-defined]  # only those that stream have it
-            else:
-                self.runs.credit(self)  # type: ignore[attr-defined]
-                return parcel
-
-    def has_items(self) -> bool:
-        """Whether a value has come that nobody has taken."""
-        return bool(self._arrived)
-
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        import asyncio
-
-        values = iter(self)
-        done = object()
-        while (value := await asyncio.to_thread(next, values, done)) is not done:
-            yield value
-
-    def object_ref(self, timeout: float | None = None) -> ObjectRef:  # noqa: ARG002 - as every future's
-        """Raises ValidationError: the values of a generator are not kept."""
-        raise ValidationError(
-            f"{self.name!r} is a generator: its values are not kept, so there is no reference to them",
-            suggestions=[
-                "Store them: put(future.result()).",
-                "Return a list in place of yielding its items.",
-            ],
-        )
-
-    def result(self, timeout: float | None = None) -> Any:
-        """Return the list of all values. Raises what the generator raised, and TimeoutError."""
-        self._collect(timeout)
-        if self.error is not None:
-            raise self.error
-        return self._items
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        import asyncio
-
-        return (yield from asyncio.to_thread(self.result).__await__())
-
-    def _wait(self, timeout: float | None) -> None:
-        self._collect(timeout)  # it would not end while nobody takes its values
-
-    def _collect(self, timeout: float | None) -> None:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while self.state < DONE or self._arrived:
-            if self._arrived:
-                parcel = self._next()
-                if parcel is not None:  # nobody else took it meanwhile
-                    self._items.append(self.runs.decode(self, parcel))
-            elif deadline is not None and time.monotonic() >= deadline:
-                raise TimeoutError(f"waited {timeout:g} s and the generator {self.name!r} has not ended")
-            else:
-                self.runs.drive_item(self)  # type: ignore[attr-defined]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from flow_core.deaths import death, timed_out
 from flow_core.errors import CallCancelledError, FlowError
-from flow_core.futures import Future, Stream
+from flow_core.futures import Future
+from flow_core.streamed import Stream
 
 if TYPE_CHECKING:
     from flow_core.dispatch import Pool

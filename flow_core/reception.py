@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from flow_core import losses, payload
 from flow_core.chunks import Chunk
 from flow_core.errors import FlowError
-from flow_core.futures import DONE, FAILED, Future, Stream, call_back, ending, wake
+from flow_core.futures import DONE, FAILED, Future, call_back, ending, wake
 from flow_core.links import Line, logged
 from flow_core.runner import parcels, wire
+from flow_core.streamed import Stream
 
 if TYPE_CHECKING:
     from flow_core.dispatch import Pool

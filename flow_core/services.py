@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
-from flow_core import futures, packages
+from flow_core import packages, several
 from flow_core.config import PackageSettings
 from flow_core.definitions import Definition, SessionSpec
 from flow_core.dispatch import Pool
@@ -203,7 +203,7 @@ class Runner:
 
     def get(self, calls: Future | Iterable[Future], timeout: float | None = None) -> Any:
         """Return the value of one call, or those of several. Raises the first failure in their order."""
-        return futures.get(calls, timeout)
+        return several.get(calls, timeout)
 
     def ref(self, calls: Iterable[Future]) -> list[Future]:
         """Return the references to the values of several calls: the futures themselves, which are not waited for."""
@@ -217,7 +217,7 @@ class Runner:
 
     def select(self, calls: Iterable[Future], timeout: float | None = None) -> Iterator[Future]:
         """Yield calls as they end. Raises TimeoutError when some have not ended after `timeout` seconds."""
-        return futures.as_completed(calls, timeout)
+        return several.as_completed(calls, timeout)
 
     def put_object(self, value: Any) -> Future:
         """Bring a value to the workers once; what is returned stands for it in any number of calls."""

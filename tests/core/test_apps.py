@@ -26,10 +26,11 @@ from flow_core.errors import (
     TaskTimeLimitError,
     ValidationError,
 )
-from flow_core.futures import Future, as_completed, gather, get, wait
+from flow_core.futures import Future
 from flow_core.models import TaskConfig, TaskSpec
 from flow_core.providers.slurm_script import wishes
 from flow_core.sessions import Session
+from flow_core.several import as_completed, gather, get, wait
 
 FACTOR = 3
 

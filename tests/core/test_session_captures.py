@@ -10,8 +10,8 @@ import pytest
 
 from flow_core.errors import SerializationError
 from flow_core.function_options import Serialization
-from flow_core.futures import get
 from flow_core.sessions import Session
+from flow_core.several import get
 from tests.core.functions_to_capture import CASES
 from tests.core.test_capture_kinds import run_script
 

@@ -31,8 +31,9 @@ from flow_core.errors import (
 )
 from flow_core.function_options import Serialization
 from flow_core.functions import RemoteFunction
-from flow_core.futures import Future, as_completed, gather, get, wait
+from flow_core.futures import Future
 from flow_core.sessions import SandboxDefaults, Session
+from flow_core.several import as_completed, gather, get, wait
 
 FACTOR = 3
 

@@ -24,8 +24,9 @@ from flow_core.errors import (
     SessionClosedError,
     WorkerDiedError,
 )
-from flow_core.futures import Stream, as_completed, gather, get, wait
 from flow_core.pickler import dumps
+from flow_core.several import as_completed, gather, get, wait
+from flow_core.streamed import Stream
 from tests.sessions.conftest import Opener, eventually, sent
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from flow_core.errors import CallCancelledError, SessionClosedError, WorkerDiedError
-from flow_core.futures import Stream
+from flow_core.streamed import Stream
 from tests.sessions.conftest import Opener, eventually, sent
 
 

@@ -21,7 +21,9 @@ from flow_core.errors import (
     TaskCancelledError,
     WorkerDiedError,
 )
-from flow_core.futures import Future, Stream, get
+from flow_core.futures import Future
+from flow_core.several import get
+from flow_core.streamed import Stream
 from tests.sessions.conftest import Link, Opener, eventually, processes_of, sent
 from tests.sessions.test_dispatch import add, nap, note, until_there
 

@@ -25,10 +25,12 @@ from flow_core.errors import (
     SessionClosedError,
     WorkerDiedError,
 )
-from flow_core.futures import DONE, Future, Stream, as_completed, get, wait
+from flow_core.futures import DONE, Future
 from flow_core.links import Door
 from flow_core.runner import wire
 from flow_core.runner.ahead import Chunk
+from flow_core.several import as_completed, get, wait
+from flow_core.streamed import Stream
 from tests.sessions.conftest import Opener, eventually, sent
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from flow_core.dispatch import Pool
-from flow_core.futures import Future, get
+from flow_core.futures import Future
+from flow_core.several import get
 from tests.sessions.conftest import Opener, eventually, sent
 
 

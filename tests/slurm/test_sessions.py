@@ -14,7 +14,7 @@ from flow_core import Flow
 from flow_core.definitions import CallOptions, Retries, SessionSpec
 from flow_core.dispatch import Pool
 from flow_core.errors import WorkerDiedError
-from flow_core.futures import get
+from flow_core.several import get
 from tests.infra.slurm import Cluster
 from tests.sessions.conftest import eventually, sent
 from tests.sessions.test_dispatch import add, count_to, nap
