@@ -7,12 +7,14 @@ tries again, or clears the failed task, collects it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.configuration import conf
 from airflow.sdk.bases.xcom import BaseXCom
 from airflow.sdk.execution_time.xcom import XCom
 
+from flow_airflow.hooks import opener
 from flow_airflow.legs import TASK_ID_XCOM, FlowOperator
 from flow_airflow.xcom_values import Flaw, flaw, without_nan
 from flow_core import ObjectRef
@@ -179,24 +181,30 @@ def _ways_out(task_id: str) -> list[str]:
     ]
 
 
-def load(value: Any, *, allow_pickle: bool = False, **settings: Any) -> Any:
+def load(value: Any, *, flow_conn_id: str | None = None, allow_pickle: bool = False) -> Any:
     """Return an XCom with the values in place of the references in it, at any depth; what holds none is returned as is.
 
-    `allow_pickle=True` says that you trust whoever wrote them, which a result of `serialization="pickle"` needs.
-    `settings` are those of Flow. Raises ObjectNotFoundError for a value that is gone, ObjectError for a damaged one.
+    `flow_conn_id` is that of the operator that made them, if it has one. `allow_pickle=True` says that you trust
+    whoever wrote them, which a result of `serialization="pickle"` needs. Raises ObjectNotFoundError for a value that is
+    gone, ObjectError for one that is damaged or not to be read here.
     """
-    from flow_core import get
 
-    if ObjectRef.stands_in(value):
-        return get(value, allow_pickle=allow_pickle, **settings)
-    if isinstance(value, Mapping):
-        return {key: load(one, allow_pickle=allow_pickle, **settings) for key, one in value.items()}
-    if isinstance(value, tuple):
-        return tuple(load(one, allow_pickle=allow_pickle, **settings) for one in value)
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
-        # Also the lazy sequence that stands for the XComs of a mapped task.
-        return [load(one, allow_pickle=allow_pickle, **settings) for one in value]
-    return value
+    @cache
+    def flow() -> Flow:
+        return opener(None, flow_conn_id)()
+
+    def loaded(one: Any) -> Any:
+        if ObjectRef.stands_in(one):
+            return flow().objects.get(one, allow_pickle=allow_pickle)
+        if isinstance(one, Mapping):
+            return {key: loaded(part) for key, part in one.items()}
+        if isinstance(one, tuple):
+            return tuple(map(loaded, one))
+        if isinstance(one, Sequence) and not isinstance(one, str | bytes | bytearray):
+            return [loaded(part) for part in one]  # also of what stands for the XComs of a mapped task
+        return one
+
+    return loaded(value)
 
 
 def _mapped_over(operator: ResultOperator) -> str | None:

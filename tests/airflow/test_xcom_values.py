@@ -9,6 +9,7 @@ from collections import namedtuple
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from airflow.sdk.serde import deserialize, serialize
 from hypothesis import given
@@ -121,6 +122,16 @@ def test_what_contains_itself_or_is_very_deep_is_refused_and_not_followed_for_ev
     endless: list[Any] = []
     endless.append({"again": endless})
     assert "nested more than 100 deep" in str(flaw(endless))
+
+
+def test_numpys_scalars_arrive_as_such_and_arrays_are_refused_with_the_way_out() -> None:
+    for value in (np.float64(0.5), np.float32(0.1), np.int64(3), np.bool_(True)):
+        assert flaw([value]) is None
+        back = stored_and_read(value)
+        assert (type(back), back) == (type(value), value)
+    assert "result['x'] is a numpy.ndarray, which Airflow does not store" in str(flaw({"x": np.zeros(2)}))
+    assert "return value.tolist()" in str(flaw(np.zeros(2)))
+    assert "result[0] is np.float64(nan), for which JSON has no form" in str(flaw([np.float64("nan")]))
 
 
 def test_a_reference_is_let_through_and_is_the_same_afterwards() -> None:
