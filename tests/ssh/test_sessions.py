@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from flow_core import Flow
-from flow_core.definitions import SessionSpec
+from flow_core.definitions import CallOptions, Retries, SessionSpec
 from flow_core.dispatch import Pool
 from flow_core.errors import WorkerDiedError
 from flow_core.several import get
@@ -72,5 +72,24 @@ def test_a_host_that_crashes_ends_its_sessions_calls(hosts: Flow, ssh_machines: 
             assert isinstance(running.exception(120), WorkerDiedError)
         finally:
             ssh_machines[host].boot()
+    finally:
+        pool.close()
+
+
+def test_a_call_that_asks_for_it_is_made_again_when_its_host_has_come_back(
+    hosts: Flow, ssh_machines: Machines
+) -> None:
+    pool = Pool.open(hosts, SessionSpec(workers=1))
+    try:
+        host = pool.submit(sent(machine)).result(60)
+        again = CallOptions(retries=Retries(lost=3, delay_s=0.1))
+        asked = pool.submit(sent(nap), (10, "value"), options=again)
+        once = pool.submit(sent(nap), (600,))
+        eventually(lambda: asked.status == "running")
+        ssh_machines[host].crash()
+        ssh_machines[host].boot()
+        assert asked.result(150) == "value"
+        assert isinstance(once.exception(10), WorkerDiedError)
+        assert pool.task_id.endswith("-2")
     finally:
         pool.close()
