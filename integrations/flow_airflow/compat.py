@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         TaskDeferralError,
         TaskDeferralTimeout,
     )
+    from airflow.sdk.serde import deserialize, serialize
 else:
     try:  # Airflow 3.2 and later
         from airflow.sdk.exceptions import (
@@ -23,6 +24,7 @@ else:
             TaskDeferralError,
             TaskDeferralTimeout,
         )
+        from airflow.sdk.serde import deserialize, serialize
     except ImportError:
         from airflow.exceptions import (
             AirflowException,
@@ -31,6 +33,7 @@ else:
             TaskDeferralError,
             TaskDeferralTimeout,
         )
+        from airflow.serialization.serde import deserialize, serialize
 
 #: Whether the triggerer itself calls `BaseTrigger.on_kill` when a user ends a deferred task (Airflow 3.3).
 TRIGGERER_CALLS_ON_KILL = hasattr(BaseTrigger, "on_kill")
@@ -46,4 +49,6 @@ __all__ = [
     "AirflowTaskTimeout",
     "TaskDeferralError",
     "TaskDeferralTimeout",
+    "deserialize",
+    "serialize",
 ]

@@ -98,7 +98,7 @@ class ResultOperator(FlowOperator):
                 raise
             ways = [*_COLLECTABLE[error.error_code], *_ways_out(task.task_id)]
             raise SerializationError(
-                f"{error.message} (Flow task {task.task_id})", suggestions=ways
+                f"the result of Flow task {task.task_id} cannot be an XCom: {error.message}", suggestions=ways
             ) from error
         return self._checked(context, task, value)
 

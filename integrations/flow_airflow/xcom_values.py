@@ -1,6 +1,6 @@
 """What Airflow's XComs really carry: finds, before Airflow does, what would be lost or come back as something else.
 
-Airflow serializes a value (`airflow.sdk.serde`), sends it as msgpack to its supervisor, as JSON to the API server, and
+Airflow serializes a value (its module `serde`), sends it as msgpack to its supervisor, as JSON to the API server, and
 stores it in a JSON column. Each step has its own exceptions. Pure: nothing is stored here.
 """
 
@@ -11,8 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from airflow.sdk.serde import deserialize, serialize
-
+from flow_airflow.compat import deserialize, serialize
 from flow_core import ObjectRef
 
 _SMALLEST_INT, _LARGEST_INT = -(2**63), 2**64 - 1  # what msgpack has a form for

@@ -77,3 +77,12 @@ def flow(airflow: Airflow) -> Iterator[Flow]:
         from flow_core import Flow
 
         yield Flow(provider="local")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where Flow keeps what a test of one process runs, with two simulated GPUs."""
+    monkeypatch.setenv("FLOW_LOCAL_HOME", str(tmp_path / "flow"))
+    monkeypatch.setenv("FLOW_OBJECTS_HOME", str(tmp_path / "objects"))
+    monkeypatch.setenv("FLOW_LOCAL_GPUS", "2")
+    return tmp_path

@@ -6,17 +6,15 @@ made up.
 
 from __future__ import annotations
 
-import contextvars
 import subprocess
 import sys
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG, Asset
-from airflow.sdk.bases.operator import ExecutorSafeguard
+from airflow.sdk import Asset
 from airflow.sdk.exceptions import TaskDeferred
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -24,60 +22,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from structlog.testing import capture_logs
 
-from flow_airflow import FlowGPUOperator
 from flow_airflow.telemetry import closing_line
 from flow_core import Flow
 from flow_core.models import Snapshot, TaskStatus
+from tests.airflow.one_worker import NOON, node, worker
 
-NOON = datetime(2030, 1, 1, 12, tzinfo=timezone.utc)
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FLOW_LOCAL_HOME", str(tmp_path / "flow"))
-    monkeypatch.setenv("FLOW_OBJECTS_HOME", str(tmp_path / "objects"))
-    monkeypatch.setenv("FLOW_LOCAL_GPUS", "2")
-    return tmp_path
-
-
-class Events(dict[Any, Any]):
-    """Airflow's `outlet_events`, as far as an outlet's event is concerned."""
-
-    def __missing__(self, asset: Any) -> Any:
-        return self.setdefault(asset, SimpleNamespace(extra={}))
-
-
-def worker(operator: FlowGPUOperator, method: str = "execute", **more: Any) -> tuple[Any, dict[str, Any]]:
-    """Run one leg of a task as a worker does; return what it returns, and the context it was given."""
-    ti = SimpleNamespace(
-        dag_id="train",
-        run_id="manual__2030",
-        task_id=operator.task_id,
-        map_index=-1,
-        try_number=1,
-        max_tries=0,
-        start_date=NOON,
-        context_carrier=more.pop("carrier", {}),
-        xcom_push=lambda **_: None,
-        is_mapped=False,
-    )
-    context = {
-        "ti": ti,
-        "task": operator,
-        "dag": operator.dag,
-        "dag_run": SimpleNamespace(start_date=NOON),
-        "outlet_events": Events(),
-    }
-    inside = contextvars.copy_context()
-    inside.run(ExecutorSafeguard.tracker.set, operator)
-    return inside.run(getattr(operator, method), context, **more), context
-
-
-def node(**arguments: Any) -> FlowGPUOperator:
-    with DAG("train"):
-        given: dict[str, Any] = {"task_id": "fit", "retries": 0} | arguments
-        return FlowGPUOperator(**given)
-
+pytestmark = pytest.mark.usefixtures("home")
 
 # -- the closing line
 
@@ -245,7 +195,7 @@ def test_a_retry_in_another_span_adopts_the_work_without_a_word_about_other_sett
 WITHOUT_SDK = """
 import sys
 sys.path[:0] = {path!r}
-from tests.airflow.test_telemetry import node, worker
+from tests.airflow.one_worker import node, worker
 print(worker(node(command='echo "[$TRACEPARENT]"'), carrier={carrier!r})[0])
 """
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from flow_core import Flow, SpecRejected
 from flow_core.providers.local_machine import Devices
 from flow_core.runner.inventory import base_environment
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -131,3 +138,29 @@ def test_nobody_looks_where_there_is_no_driver(home: Path) -> None:
     task.wait(30)
     assert task.snapshot.status.succeeded
     assert not list(home.rglob("gpu-use.json"))
+
+
+def test_what_looks_at_the_gpus_is_gone_when_the_runner_is_killed(driver: Path, home: Path) -> None:
+    driver.write_text(USE)
+    task = Flow("local").run("sleep 60", gpu="2xh100", upload_code=False)
+    (record,) = eventually(lambda: list(home.rglob("gpu-use.json")))
+    os.kill(json.loads((record.parent / "claimed").read_text())["pid"], signal.SIGKILL)
+    task.wait(20)
+    assert task.snapshot.reason == "runner-died"
+    eventually(lambda: not at_work_in(record.parent))
+
+
+def at_work_in(folder: Path) -> list[str]:
+    """Return the processes whose current folder this is."""
+    return [
+        link.parent.name for link in Path("/proc").glob("[0-9]*/cwd") if os.path.realpath(link) == str(folder)
+    ]
+
+
+def eventually(ask: Callable[[], T]) -> T:
+    """Return the first answer that is true; fail after ten seconds."""
+    deadline = time.monotonic() + 10
+    while not (answer := ask()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return answer
