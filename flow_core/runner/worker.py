@@ -15,15 +15,15 @@ import select
 import signal
 import socket
 import struct
-import sys
 import time
 from collections import deque
 
-from . import load, parcels, pickles, wire
+from . import load, parcels, wire
 from .ahead import Ahead, Chunk
-from .execute import WIRE_VERSION, header_of, not_serializable, prepare_process
+from .answers import Answers
+from .execute import not_serializable, prepare_process
 from .streams import Definition, Gone, Stream
-from .strict_json import JSON_LIMIT_BYTES, NotSerializable, are_exact, from_json, to_json
+from .strict_json import NotSerializable, from_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 _LONG_US = 2000
 _CREDIT_S = 0.01  # the other thread may just have read what we wait for
-_RANGE = struct.Struct("<QQ")
-_TAIL_BYTES = 4000
-_NOTHING = b"null"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -88,7 +85,7 @@ class Worker:
         self.poll.register(control, select.EPOLLIN)
         self.current: tuple[int, int] | None = None
         self.unwanted: dict[tuple[int, int], str] = {}
-        self.logged = os.fstat(1).st_size
+        self.answers = Answers(folder)
         self.ahead = Ahead(self.streams, self._note, lambda: slot.begun, self._hear_beside)
 
     # -- reading
@@ -227,13 +224,15 @@ class Worker:
         if os.getpid() != self.pid:
             os._exit(0)  # the function has forked, and this is the child coming back
         call.micros = min(int((time.perf_counter() - began) * 1e6), 0xFFFFFFFF)
-        call.log = self._log_frame(call.number)
+        call.log = self.answers.log_frame(call.number)
         if call.micros > _LONG_US:  # time enough for the client to have asked that the outcome be kept
             self._read(0)
         if failed is None:
-            failed = self._answer(call, value)
+            failed = self.answers.answer(call, value)
         if failed is not None:
-            self._answer_error(call, failed)
+            interrupted = isinstance(failed, Interrupted)
+            why = self.unwanted.pop(call.key, "cancelled") if interrupted else ""
+            self.answers.answer_error(call, failed, why)
         self.slot.end()
 
     def _value_of(self, call: Call) -> Any:
@@ -317,17 +316,12 @@ class Worker:
                         chunk.end()  # from now on its size is what it is
                         if len(values) == chunk.size:
                             break  # there is no next item; else a function written in C has failed for the last
-                    errors[str(len(values))] = self._record(error)
+                    errors[str(len(values))] = self.answers.record(error)
                     append(None)
         finally:
             self.ahead.chunk = None
             chunk.end()
         return [values, errors]
-
-    def _record(self, error: BaseException) -> dict[str, Any]:
-        from . import error_record
-
-        return error_record.record_of(error, self.folder)
 
     @staticmethod
     def _make(call: Call, target: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
@@ -346,7 +340,7 @@ class Worker:
         for value in load.iterated(made):
             self.current = None  # an interrupt while a frame is sent or read would tear it
             try:
-                encoded = self._encoded(stream, codec, value, "the value that was yielded")
+                encoded = self.answers.encoded(stream, codec, value, "the value that was yielded")
             except NotSerializable as error:
                 raise not_serializable(error) from None
             stream.answer(wire.ITEM, number, *encoded)
@@ -362,131 +356,6 @@ class Worker:
             if call.key in self.unwanted:
                 raise Interrupted
         stream.credit.pop(number, None)
-
-    # -- answering
-
-    def _encoded(
-        self, stream: Stream, codec: int, value: Any, name: str, limit: int = JSON_LIMIT_BYTES
-    ) -> tuple[int, bytes]:
-        """Return a value as a parcel whose segments the client has. Raises NotSerializable."""
-        packed, body = self._packed(stream, codec, value, name, limit)
-        if len(body) > wire.MAX_FRAME_BYTES:
-            most = f"at most {wire.MAX_FRAME_BYTES:,} can travel to a caller that shares no memory with its worker"
-            raise NotSerializable(f"{name} takes {len(body):,} bytes; {most}")
-        return packed, body
-
-    @staticmethod
-    def _packed(stream: Stream, codec: int, value: Any, name: str, limit: int) -> tuple[int, bytes]:
-        if codec == parcels.JSON:
-            head: bytes = _NOTHING if value is None else to_json(value, name, limit)
-            if len(head) < parcels.LARGE_BYTES or stream.arena is None:
-                return codec, head
-            buffers: list[Any] = []
-        elif codec == parcels.PLAIN or parcels.are_simple((value,)):
-            head, buffers = pickle.dumps(value, 5), []
-        elif parcels.is_simple((value,)):
-            head, buffers = parcels.pickled(value, pickle.dumps)
-        else:
-            head, buffers = pickles.dumps_with_buffers(value, name)
-        size = len(head) + sum(one.nbytes for one in buffers)
-        if not buffers and (size < parcels.LARGE_BYTES or stream.arena is None):
-            return codec, head
-        arena = stream.arena if size >= parcels.LARGE_BYTES else None
-        packed, body, segments = parcels.pack(codec, head, buffers, arena)
-        stream.retire()
-        for segment in segments:
-            if not segment.told:
-                stream.hand_over(segment)
-        return packed, body
-
-    def _answer(self, call: Call, value: Any) -> BaseException | None:
-        """Send a value; return the error when it cannot travel."""
-        stream, number, codec = call.stream, call.number, call.definition.codec
-        try:
-            if stream.kept and number in stream.kept:
-                self._keep(stream, number, codec, value)
-            if call.many and codec == parcels.JSON and not value[1] and are_exact(value[0]):
-                codec = parcels.PLAIN
-            limit = (
-                wire.MAX_FRAME_BYTES if call.many else JSON_LIMIT_BYTES
-            )  # the items came at once for our sake
-            codec, body = self._encoded(stream, codec, value, "result", limit)
-        except NotSerializable as error:
-            return not_serializable(error)
-        except BaseException as error:  # noqa: BLE001 - memory, a full disk, an interrupt that came late
-            return error
-        stream.answer(wire.RESULT, number, codec, body, more=call.micros, before=call.log)
-        return None
-
-    def _answer_error(self, call: Call, error: BaseException) -> None:
-        stream, number = call.stream, call.number
-        message: dict[str, Any] = {"record": self._record(error)}
-        if isinstance(error, Interrupted):
-            message["why"] = why = self.unwanted.pop(call.key, "cancelled")
-            message["record"]["message"] = f"the call {call.definition.name!r} {_how(why, call.timeout_s)}"
-        if call.log:
-            message["tail"] = self._tail(*_RANGE.unpack(call.log[-_RANGE.size :]))
-        if number in stream.kept:
-            stream.kept.discard(number)
-            header = {"v": WIRE_VERSION, "ok": False, "error": message["record"], "why": message.get("why")}
-            self._store(stream, number, json.dumps(header).encode() + b"\n", b"")
-        body = json.dumps(message).encode()
-        stream.answer(wire.ERROR, number, parcels.JSON, body, more=call.micros, before=call.log)
-
-    def _log_frame(self, number: int) -> bytes:
-        """Say where the call's output lies in this worker's log; nothing where there is none."""
-        for out in (sys.stdout, sys.stderr):
-            try:
-                out.flush()
-            except (
-                OSError,
-                ValueError,
-                AttributeError,
-            ):  # a full disk; a stream that the user has closed or replaced
-                continue
-        size = os.fstat(1).st_size
-        if size == self.logged:
-            return b""
-        before, self.logged = self.logged, size
-        return wire.frame(wire.LOGGED, number, _RANGE.pack(before, size))
-
-    @staticmethod
-    def _tail(begin: int, end: int) -> str:
-        try:
-            with open("/proc/self/fd/1", "rb") as file:
-                file.seek(max(begin, end - _TAIL_BYTES))
-                return file.read(end - begin).decode("utf-8", "replace")
-        except OSError:
-            return ""
-
-    def _keep(self, stream: Stream, number: int, codec: int, value: Any) -> None:
-        """Write a value to the task's folder, for those who ask by the call's id. Raises NotSerializable."""
-        stream.kept.discard(number)
-        data = (
-            to_json(value, "result") if codec == parcels.JSON else b"".join(pickles.pieces(value, "result"))
-        )
-        header = header_of(data, "json" if codec == parcels.JSON else "pickle")
-        self._store(stream, number, json.dumps(header).encode() + b"\n", data)
-
-    def _store(self, stream: Stream, number: int, header: bytes, data: bytes) -> None:
-        folder = os.path.join(self.folder, "calls")
-        path = os.path.join(folder, f"{stream.client}-{number}")
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        try:
-            with open(f"{path}.{self.pid}", "wb") as file:
-                file.write(header)
-                file.write(data)
-            os.replace(f"{path}.{self.pid}", path)
-        except OSError as error:
-            sys.stderr.write(f"the outcome of call {number} could not be written: {error}\n")
-
-
-def _how(why: str, limit_s: float | None) -> str:
-    return (
-        f"was stopped at its limit of {limit_s or 0:g} s"
-        if why == "timeout"
-        else "was cancelled while it ran"
-    )
 
 
 class _Unpickler(pickle.Unpickler):
