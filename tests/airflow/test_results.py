@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -182,23 +180,14 @@ def test_the_log_closes_with_one_line_about_what_was_used_in_both_modes(referenc
 # -- refused, and collected
 
 
-@pytest.fixture
-def variable(airflow: Airflow) -> Iterator[Any]:
-    def set_to(value: str) -> None:
-        airflow.api("POST", "/variables", {"key": "flow_result_as", "value": value})
-
-    yield set_to
-    airflow.api("DELETE", "/variables/flow_result_as")
-
-
 def test_a_refused_result_is_collected_after_a_clear_without_a_second_run(
-    airflow: Airflow, flow: Flow, trail: Path, variable: Any
+    airflow: Airflow, flow: Flow, trail: Path
 ) -> None:
     run = airflow.trigger("collected", trail=str(trail))
     task = run.task("kept")
     assert task.ended() == "failed", task.log()
     first = task.xcom("flow_task_id")
-    variable("reference")
+    (airflow.home / "result_as").write_text("reference")
     run.clear("kept")
     task.reaches("success")
     assert "Collecting the result of Flow task" in task.log()
