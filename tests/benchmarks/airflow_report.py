@@ -49,17 +49,17 @@ def waiting_lines(records: list[Record]) -> Lines:
             " / ".join(f"{one['lag_ms'][name]:.1f}" for name in ("p50", "p99", "max")) + " ms",
             f"{one['cores']:.2f}",
             f"{one['bytes'] / 2**20:.0f} MiB ({one['bytes'] / one['tasks'] / 1024:.0f} KiB each)",
-            _spread(one["until_fired_s"]),
-            _spread(one["until_resumed_s"]),
+            _spread(one["until_fired_s"], one["ended"]),
+            _spread(one["until_resumed_s"], one["ended"]),
         ]
         for one in records
         if "waiting" in one
     ]
 
 
-def _spread(seconds: list[float]) -> str:
-    if not seconds:
-        return "none"
+def _spread(seconds: list[float], ended: int) -> str:
+    if len(seconds) < ended:
+        return f"{len(seconds)} of {ended} in time"
     return f"{statistics.median(seconds):.1f} s (to {max(seconds):.1f})"
 
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -48,12 +50,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--interval", type=float, default=5.0, help="seconds between two looks, for all (default 5)"
     )
-    parser.add_argument("--window", type=float, default=30.0, help="how long it is quiet (default 30 s)")
-    parser.add_argument("--ends", type=int, default=15, help="how many tasks end while the others wait")
+    parser.add_argument("--window", type=float, default=25.0, help="how long it is quiet (default 25 s)")
+    parser.add_argument("--ends", type=int, default=12, help="how many tasks end while the others wait")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of the overhead (default 5)")
     parser.add_argument("--overhead-tasks", type=int, default=8, help="tasks of each of its DAG runs")
     parser.add_argument("--hold", type=float, default=6.0, help="hold_event_s of the deferred ones")
-    parser.add_argument("--minutes", type=float, default=11.5, help="begin nothing new after so long")
+    parser.add_argument("--minutes", type=float, default=11.0, help="begin nothing new after so long")
     parser.add_argument("--only", choices=["waiting", "overhead"])
     parser.add_argument("--json", type=Path, help="write all samples there, after each step")
     parser.add_argument("--docs", type=Path, help="replace the tables in this Markdown file")
@@ -72,6 +74,13 @@ class Results:
         self.records.append(record)
         if self.options.json is not None:
             self.options.json.write_text(json.dumps(self.records, indent=1))
+
+    def publish(self) -> None:
+        """Print the tables, and put them into the documentation where that was asked for."""
+        for table in report.tables(self.records):
+            console.print(table)
+        if self.options.docs is not None:
+            report.write(self.options.docs, self.records)
 
     @property
     def late(self) -> bool:
@@ -147,12 +156,12 @@ def overhead(server: AirflowServer, results: Results) -> None:
     for number in range(results.options.rounds + 1):
         turn = number % len(KINDS)
         for kind in (*KINDS[turn:], *KINDS[:turn]):
+            if results.late:
+                return  # fewer rounds
             results.attempt(
                 f"round {number}, {kind}" if number else f"warm-up, {kind}",
                 lambda kind=kind, number=number: one_run(server, results, kind, number),  # type: ignore[misc]
             )
-        if results.late:
-            return
 
 
 def one_run(server: AirflowServer, results: Results, kind: str, number: int) -> None:
@@ -164,43 +173,48 @@ def one_run(server: AirflowServer, results: Results, kind: str, number: int) -> 
         results.add(overhead=kind, round=number, seconds=seconds / results.options.overhead_tasks)
 
 
+def everything(options: argparse.Namespace, results: Results, stack: ExitStack) -> None:
+    """Start what is needed and measure both parts."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flow-bench-airflow-")))
+    (folder / "noop.py").write_text("def noop(number):\n    return number\n")
+    provider.install(folder / "site")
+    ssh = SSHJobs(folder, options.ssh_tasks)
+    stack.callback(ssh.close)
+    flow = FlowTasks(options.tasks)
+    sizes: list[tuple[Remote, int]] = [
+        (flow, options.few),
+        (flow, options.tasks),
+        (Files(folder), options.tasks),
+        (ssh, options.ssh_tasks),
+    ]
+    if ssh.missing:
+        results.add(failed=ssh.title, why=ssh.missing)
+        sizes.pop()
+    variables = {
+        SERVER: flow.back_end.address,
+        "FLOW_BENCH_INTERVAL_S": str(options.interval),
+        "FLOW_BENCH_WAITING": " ".join(f"{remote.system}:{count}" for remote, count in sizes),
+        "FLOW_BENCH_OVERHEAD": str(options.overhead_tasks),
+        "FLOW_BENCH_HOLD_S": str(options.hold),
+        **ssh.variables,
+    }
+    server = stack.enter_context(airflow(folder, variables))
+    if options.only != "overhead":
+        waiting(server, results, sizes)
+    if options.only != "waiting":
+        overhead(server, results)
+
+
 def main() -> None:
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # all that was started is taken away
     results = Results(options)
     results.add(options={name: str(value) for name, value in vars(options).items()})
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flow-bench-airflow-")))
-        (folder / "noop.py").write_text("def noop(number):\n    return number\n")
-        provider.install(folder / "site")
-        ssh = SSHJobs(folder, options.ssh_tasks)
-        stack.callback(ssh.close)
-        flow = FlowTasks(options.tasks)
-        sizes: list[tuple[Remote, int]] = [
-            (flow, options.few),
-            (flow, options.tasks),
-            (Files(folder), options.tasks),
-            (ssh, options.ssh_tasks),
-        ]
-        if ssh.missing:
-            results.add(failed=ssh.title, why=ssh.missing)
-            sizes.pop()
-        variables = {
-            SERVER: flow.back_end.address,
-            "FLOW_BENCH_INTERVAL_S": str(options.interval),
-            "FLOW_BENCH_WAITING": " ".join(f"{remote.system}:{count}" for remote, count in sizes),
-            "FLOW_BENCH_OVERHEAD": str(options.overhead_tasks),
-            "FLOW_BENCH_HOLD_S": str(options.hold),
-            **ssh.variables,
-        }
-        server = stack.enter_context(airflow(folder, variables))
-        if options.only != "waiting":
-            overhead(server, results)
-        if options.only != "overhead":
-            waiting(server, results, sizes)
-    for table in report.tables(results.records):
-        console.print(table)
-    if options.docs is not None:
-        report.write(options.docs, results.records)
+    try:
+        with ExitStack() as stack:
+            everything(options, results, stack)
+    finally:
+        results.publish()
 
 
 if __name__ == "__main__":
