@@ -28,6 +28,7 @@ from flow_core.errors import (
     WorkerDiedError,
 )
 from flow_core.futures import QUEUED, Future
+from flow_core.ids import random_key
 from flow_core.leader import SLICE_S
 from flow_core.links import Connection, Door, Line
 from flow_core.runner import wire
@@ -218,6 +219,8 @@ class Keeper:
                     self._keep()
                 except (WorkerDiedError, TaskOutOfMemoryError) as loss:
                     self._go_on(loss)
+                except SessionClosedError as over:
+                    self._go_on_after_idling(over)
         except BaseException as error:  # noqa: BLE001 - whoever waits for a call must hear of it
             self.pool.end(error)
         finally:
@@ -310,10 +313,27 @@ class Keeper:
     def _go_on(self, loss: TaskExecutionError) -> None:
         """The session is lost: have it again where calls ask for that. Raises the loss where none does."""
         pool = self.pool
-        self._early.clear()
         if pool.key is None or not losses.outlive(pool, loss):
             raise loss
         log.warning("calls of session %s are made again: %s", pool.task_id, loss.message)
+        self._begin_anew(loss)
+
+    def _go_on_after_idling(self, over: SessionClosedError) -> None:
+        """Have another session for calls that came when this one was just ending. Raises its end if none did."""
+        pool = self.pool
+        if over.error_code != "session-idle" or pool.key is None or pool.ordered:
+            raise over
+        for line in list(pool.lines.values()):
+            reception.lose(pool, line)  # what its worker had not begun is queued again
+        if pool.limbo or not pool.unended():  # of some nobody knows whether they were begun
+            raise over
+        pool.key, self._ending = random_key(), ""
+        self._begin_anew(over)
+
+    def _begin_anew(self, why: FlowError) -> None:
+        """Start the session again, or find it where it goes on. Raises what stands in the way, or else `why`."""
+        pool = self.pool
+        self._early.clear()
         before, give_up = pool.task_id, time.monotonic() + _START_S
         while pool.over is None:
             try:
@@ -323,7 +343,7 @@ class Keeper:
                 if not error.retryable:
                     raise
                 if time.monotonic() > give_up:
-                    raise loss from error
+                    raise why from error
             self._bell.wait(_AGAIN_S)
             self._bell.clear()
         self.door = Door(self.door.engine, pool.task_id, self.door.client)

@@ -419,12 +419,12 @@ class Supervisor:
             process.signal(signal.SIGTERM)
         deadline = time.monotonic() + _END_GRACE_S
         while self.crew.by_pid and time.monotonic() < deadline:
-            self.crew.reap()
+            self._bury_the_dead()  # a client may just have sent a call: it is told that the call was not begun
             time.sleep(0.005)
         for process in list(self.crew.by_pid.values()):
             process.signal(signal.SIGKILL)
         while self.crew.by_pid:
-            self.crew.reap()
+            self._bury_the_dead()
             time.sleep(0.005)
         for client in list(self.clients.values()):
             client.connection.close()

@@ -353,3 +353,27 @@ def test_many_calls_that_ask_for_it_all_get_their_values(pool: Pool, home: Path,
     assert get(slow, timeout=60) == list(range(10))
     get(quick, timeout=60)
     assert set(path.read_text().split()) == {str(number) for number in range(200)}
+
+
+# ------------------------------------------------------------------ the end of an idle session
+
+
+def test_a_call_that_comes_when_its_session_has_just_idled_runs_in_the_next_one(
+    opened: Opener, flow: Flow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = opened(workers=2, idle_limit_s=0.5)
+    assert pool.submit(sent(add), (1,)).result(20) == 1
+    hear, held = pool.keeper._hear, threading.Event()
+    monkeypatch.setattr(pool.keeper, "_hear", lambda control: held.wait(20) and hear(control))
+    eventually(lambda: flow.list_tasks()[0].is_terminal)
+    late = [pool.submit(sent(add), (number, 1)) for number in range(5)]
+    held.set()
+    assert get(late, timeout=30) == [1, 2, 3, 4, 5]
+    assert len(flow.list_tasks()) == 2
+
+
+def test_a_session_that_idles_without_calls_just_ends(opened: Opener, flow: Flow) -> None:
+    pool = opened(workers=1, idle_limit_s=0.5)
+    assert pool.submit(sent(add), (1,)).result(20) == 1
+    eventually(lambda: pool.over is not None)
+    assert len(flow.list_tasks()) == 1
