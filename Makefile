@@ -9,6 +9,7 @@
 #   make bench-airflow     1,000 tasks waiting in one triggerer; what a task costs beside Airflow's own (12 minutes)
 #   make bench-ssh         300 tasks over three SSH hosts, a code tree next to rsync       (bench-slurm: 1,000 tasks)
 #   make bench-faults      how long it takes until a fault is noticed: the table in docs/faults.md
+#   make screenshots       the pictures in docs/airflow.md, with a browser        (installs Chromium)
 #   make soak              ten minutes of calls under random kills                      (SECONDS=60: shorter)
 #   make lock              resolve the pins in constraints/ anew               (NAMES=prefect: one of them)
 #   make clean             remove what these targets made
@@ -90,6 +91,11 @@ test-faults:
 test-ssh test-slurm: test-%:
 	@$(env) core demo $(HOSTS)
 	$(core)/python -m pytest tests/$* $(PYTEST_ARGS)
+
+.PHONY: screenshots
+screenshots:
+	@$(env) airflow screens
+	.venvs/airflow/bin/python -m tests.airflow.screens --python .venvs/screens/bin/python --folder docs/images
 
 .PHONY: soak
 soak:

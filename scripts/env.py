@@ -65,6 +65,7 @@ ENVIRONMENTS = {
         Environment("dagster", extra="dagster"),
         Environment("demo", ours=False),
         Environment("bench"),
+        Environment("screens", ours=False),
         Environment("bench-airflow", extra="airflow"),
     )
 }

@@ -90,7 +90,7 @@ def _summary(found: list[Instance]) -> str:
     for one in found[:8]:
         free = "" if one.available is None else f", {one.available} free"
         where = f" in {one.region}" if one.region else ""
-        price = "" if one.price_per_hour is None else f", ${one.price_per_hour:.2f} an hour"
+        price = f", ${one.price_per_hour:.2f} an hour" if one.price_per_hour else ""
         kinds.append(f"{one.instance_type}{where}{free}{price}")
     more = f"; and {len(found) - 8} more" if len(found) > 8 else ""
     return "it answers, and has " + "; ".join(kinds) + more

@@ -44,6 +44,7 @@ SLURM = Needs(
 ACCOUNTING = Needs(
     ("slurmdbd", "mariadbd", "mariadb-install-db"), ("slurmdbd", "slurm-wlm-mysql-plugin", "mariadb-server")
 )
+BROWSER = Needs(("chromium", "chromedriver"), ("chromium", "chromium-driver"))
 POSTGRESQL = Needs(("initdb", "postgres", "pg_isready"), ("postgresql",))
 
 
