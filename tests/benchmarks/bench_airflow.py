@@ -156,8 +156,9 @@ def overhead(server: AirflowServer, results: Results) -> None:
     for number in range(results.options.rounds + 1):
         turn = number % len(KINDS)
         for kind in (*KINDS[turn:], *KINDS[:turn]):
-            if results.late:
-                return  # fewer rounds
+            if results.late:  # fewer rounds
+                results.add(failed=f"overhead from round {number} on", why="there was no time left")
+                return
             results.attempt(
                 f"round {number}, {kind}" if number else f"warm-up, {kind}",
                 lambda kind=kind, number=number: one_run(server, results, kind, number),  # type: ignore[misc]
