@@ -41,6 +41,14 @@ TRIGGERER_CALLS_ON_KILL = hasattr(BaseTrigger, "on_kill")
 #: Whether a trigger that starts without a worker gets its templates rendered.
 TRIGGERER_RENDERS_TEMPLATES = hasattr(BaseTrigger, "render_template_fields")
 
+
+def supervisor_answers_threads() -> bool:
+    """Whether a task may ask its supervisor from several threads at once."""
+    from airflow.sdk.execution_time.comms import CommsDecoder  # DAG files do without
+
+    return "_thread_lock" in CommsDecoder.__annotations__
+
+
 __all__ = [
     "TRIGGERER_CALLS_ON_KILL",
     "TRIGGERER_RENDERS_TEMPLATES",
@@ -51,4 +59,5 @@ __all__ = [
     "TaskDeferralTimeout",
     "deserialize",
     "serialize",
+    "supervisor_answers_threads",
 ]

@@ -21,8 +21,8 @@ from flow_airflow.hooks import opener
 from flow_airflow.lineage import TellsLineage
 from flow_airflow.links import FlowTaskLink
 from flow_airflow.logs import TaskLog
-from flow_airflow.nodes import Node, will_retry
-from flow_airflow.stopping import Stop, cancel_key
+from flow_airflow.nodes import TASK_ID_XCOM, Node, will_retry
+from flow_airflow.stopping import Stop, cancel_key, next_try_takes_over
 from flow_airflow.telemetry import closing_line, mark_outlets
 from flow_airflow.tracing import emit_span
 from flow_airflow.triggers import FlowEvent, FlowTaskTrigger
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from flow_core import Flow, Task
-
-#: The XCom that holds the id of the Flow task while it runs, for FlowTaskSensor and for people.
-TASK_ID_XCOM = "flow_task_id"
 
 #: Under this name Airflow 3.3 remembers, across tries and clears, which key a task instance last worked
 #: under.
@@ -151,19 +148,34 @@ class FlowOperator(TellsLineage, BaseOperator):
         """Do what Airflow does, but leave no work behind that nobody will ask for again."""
         try:
             return super().resume_execution(next_method, next_kwargs, context)
-        except TaskDeferralTimeout:
-            self._abandon(context)
-            raise
-        except TaskDeferralError:
-            if not will_retry(context):
+        except (TaskDeferralTimeout, TaskDeferralError) as error:
+            return self._without_event(context, error)
+
+    def _without_event(self, context: Context, error: TaskDeferralTimeout | TaskDeferralError) -> Any:
+        """Return the result if the work has ended well, though the trigger could not say so; else raise `error`.
+
+        A time that is up ends the work; after a trigger's failure a retry adopts it.
+        """
+        from flow_core.models import TaskStatus
+
+        node = Node.from_context(context)
+        with self.leg(context, node) as flow:
+            task = flow.find(node.key)
+            if task is not None and task.status is TaskStatus.COMPLETED:
+                self.log.warning("The work has ended well, but its trigger has not said so: %s", error)
+                task = self.reopen(flow, task.task_id)
+                # From the start: how much of it the trigger has shown went with its word.
+                return self.follow(context, task, TaskLog(task, nodes=self.machines))
+            if isinstance(error, TaskDeferralTimeout):
                 self._abandon(context)
-            raise
+            raise error
 
     def on_kill(self) -> None:
-        """Cancel the node's task: Airflow ends this try."""
+        """Cancel the node's task, unless the next try takes it over: Airflow ends this one."""
         if self._stop is not None:
-            self._stop.request()
-            if not self._executing:  # it has timed out; in a signal's handler it goes on, and waits itself
+            # In a signal's handler the leg goes on, and waits itself; else its time is up, or it is over.
+            self._stop.request(ask=self._executing)
+            if not self._executing:
                 self._stop.wait(30.0)
 
     @contextmanager
@@ -172,7 +184,7 @@ class FlowOperator(TellsLineage, BaseOperator):
         self._executing = True
         try:
             flow = self._connect()
-            self._stop = Stop(self._connect, node.key)
+            self._stop = Stop(self._connect, node.key, lambda: next_try_takes_over(context))
             yield flow
         except Exception as error:
             hopeless = to_airflow(error)

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+#: The XCom that holds the id of the Flow task while it runs, for FlowTaskSensor, the listener and for people.
+TASK_ID_XCOM = "flow_task_id"
+
 
 @dataclass(frozen=True)
 class Node:
@@ -69,12 +72,13 @@ class Node:
     @property
     def labels(self) -> dict[str, str]:
         """What the task carries so that a person who finds it knows where it came from."""
-        labels = {
-            "airflow/dag_id": self.dag_id,
-            "airflow/run_id": self.run_id,
-            "airflow/task_id": self.task_id,
-        }
-        return labels if self.map_index < 0 else {**labels, "airflow/map_index": str(self.map_index)}
+        return labels_of(self.dag_id, self.run_id, self.task_id, self.map_index)
+
+
+def labels_of(dag_id: str, run_id: str, task_id: str, map_index: int) -> dict[str, str]:
+    """Return the labels of a task instance's Flow task."""
+    labels = {"airflow/dag_id": dag_id, "airflow/run_id": run_id, "airflow/task_id": task_id}
+    return labels if map_index < 0 else {**labels, "airflow/map_index": str(map_index)}
 
 
 def will_retry(context: Mapping[str, Any]) -> bool:

@@ -15,7 +15,8 @@ from airflow.sdk.bases.xcom import BaseXCom
 from airflow.sdk.execution_time.xcom import XCom
 
 from flow_airflow.hooks import opener
-from flow_airflow.legs import TASK_ID_XCOM, FlowOperator
+from flow_airflow.legs import FlowOperator
+from flow_airflow.nodes import TASK_ID_XCOM
 from flow_airflow.xcom_values import Flaw, flaw, without_nan
 from flow_core import ObjectRef
 from flow_core.errors import FlowError, ResultError, SerializationError

@@ -114,6 +114,14 @@ def test_a_deferral_that_times_out_ends_the_work(flow: Flow) -> None:
     assert task.status is TaskStatus.CANCELLED
 
 
+@pytest.mark.parametrize("error", ["Trigger timeout", "Trigger failure"])
+def test_work_that_has_ended_well_needs_no_trigger_to_say_so(flow: Flow, error: str) -> None:
+    now = context()
+    flow.run("echo done", upload_code=False, idempotency_key=Node.from_context(now).key).wait(30)
+    operator = FlowGPUOperator(task_id="node", command="echo done")
+    assert operator.resume_execution("__fail__", {"error": error}, now) == "done"
+
+
 @pytest.mark.parametrize(("try_number", "goes_on"), [(1, True), (2, False)])
 def test_a_trigger_that_fails_ends_the_work_unless_a_retry_will_adopt_it(
     flow: Flow, try_number: int, goes_on: bool
