@@ -12,7 +12,7 @@ import pytest
 # Unit tests import Airflow too; it must not look into, or write to, the user's home.
 os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="flow-airflow-unit-"))
 
-from tests.airflow.deployment import Database
+from tests.airflow.deployment import Database, Deployment, Executor
 from tests.airflow.harness import Airflow, Run, running_airflow
 from tests.infra.fixtures import unavailable
 from tests.infra.packages import Unavailable
@@ -32,9 +32,14 @@ def database() -> Database:
 @pytest.fixture(scope="session")
 def airflow(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
     """A real Airflow for the whole session."""
+    with running_airflow(plan(tmp_path_factory.mktemp("airflow"), database=database)) as started:
+        yield started
+
+
+def plan(home: Path, *, database: Database, executor: Executor = "LocalExecutor") -> Deployment:
+    """Choose an Airflow for tests; where it cannot be had they are left out, and in CI they fail."""
     try:
-        with running_airflow(tmp_path_factory.mktemp("airflow"), database=database) as started:
-            yield started
+        return Deployment.plan(home, database=database, executor=executor)
     except Unavailable as reason:
         unavailable(reason)
 

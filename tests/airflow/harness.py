@@ -9,14 +9,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from example_dags.hosts.airflow_server import AIRFLOW
-from tests.airflow.deployment import DAGS, HERE, Database, Deployment
+from tests.airflow.deployment import HERE, Deployment
 
 T = TypeVar("T")
 
@@ -74,10 +74,11 @@ class Airflow:
             text=True,
             start_new_session=True,
         )
-        server = self.deployment.server
-        if server is not None:
-            self.control("start", "database")
-            until("the database takes connections", server.ready, 60)
+        first = [name for name in self.deployment.commands if name in ("database", "broker")]
+        for name in first:
+            self.control("start", name)
+        if self.deployment.server is not None:
+            until("the database takes connections", self.deployment.server.ready, 60)
         with (self.home / "migrate.out").open("wb") as out:
             subprocess.run(
                 [AIRFLOW, "db", "migrate"],
@@ -88,7 +89,7 @@ class Airflow:
                 timeout=180,
             )
         for name in self.deployment.commands:
-            if name != "database":
+            if name not in first:
                 self.control("start", name)
         until("Airflow is healthy", self.healthy, 240)
         until("the DAGs are parsed", self._parsed, 120)
@@ -101,7 +102,9 @@ class Airflow:
         if self.deployment.server is not None:
             self.deployment.server.remove()
 
-    def control(self, verb: Literal["start", "stop", "shut", "kill"], component: str) -> None:
+    def control(
+        self, verb: Literal["start", "stop", "shut", "kill", "freeze", "thaw"], component: str
+    ) -> None:
         """Do to one of Airflow's processes what keeper.py calls `verb`."""
         assert self.keeper is not None
         assert self.keeper.stdin is not None
@@ -140,6 +143,17 @@ class Airflow:
         return self.request(method, f"/api/v2{path}", body)
 
     def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """Ask the API server; again when SQLite's lock was not to be had."""
+        for patience in (1, 2, 4, 8, None):
+            try:
+                return self._request(method, path, body)
+            except urllib.error.HTTPError as error:
+                if error.code != 500 or patience is None:
+                    raise
+                time.sleep(patience)
+        raise AssertionError("not reached")
+
+    def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         request = urllib.request.Request(f"{self.url}{path}", method=method)
         request.add_header("Content-Type", "application/json")
         request.add_header("Accept", "application/json")
@@ -154,10 +168,22 @@ class Airflow:
         under_way = self.api("GET", "/dags/~/dagRuns?state=running&state=queued&limit=1")
         return bool(under_way["total_entries"] == 0)
 
+    def task_instances(self, run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return what Airflow says about a task of each of these runs, by the run's id."""
+        body = {"dag_run_ids": list(run_ids), "page_limit": 100}
+        found = self.api("POST", "/dags/~/dagRuns/~/taskInstances/list", body)["task_instances"]
+        return {one["dag_run_id"]: one for one in found}
+
     def trigger(self, dag_id: str, **conf: Any) -> Run:
         """Start a DAG run with `conf`."""
-        body = {"logical_date": None, "conf": conf, "dag_run_id": f"{dag_id}-{secrets.token_hex(4)}"}
-        return Run(self, dag_id, self.api("POST", f"/dags/{dag_id}/dagRuns", body)["dag_run_id"])
+        body: dict[str, Any] = {"logical_date": None, "conf": conf}
+        body["dag_run_id"] = f"{dag_id}-{secrets.token_hex(4)}"
+        try:
+            self.api("POST", f"/dags/{dag_id}/dagRuns", body)
+        except urllib.error.HTTPError as error:
+            if error.code != 409:  # the second time it is there
+                raise
+        return Run(self, dag_id, body["dag_run_id"])
 
 
 @dataclass(frozen=True)
@@ -281,11 +307,9 @@ class TaskRun:
 
 
 @contextmanager
-def running_airflow(
-    home: Path, *, database: Database = "sqlite", dags: Path = DAGS, port: int | None = None
-) -> Iterator[Airflow]:
-    """A started Airflow; gone, with everything that it started, at the end. Raises Unavailable."""
-    airflow = Airflow(Deployment.plan(home, database=database, dags=dags, port=port))
+def running_airflow(deployment: Deployment) -> Iterator[Airflow]:
+    """A started Airflow; gone, with everything that it started, at the end."""
+    airflow = Airflow(deployment)
     try:
         airflow.start()
         yield airflow

@@ -3,8 +3,9 @@
     python keeper.py HOME
 
 That happens also when pytest is killed, since the pipe then closes by itself. `HOME/components.json` holds the command
-of each component by its name. Reads lines `start NAME`, `stop NAME`, `shut NAME` and `kill NAME`; answers each with a
-line `done`. Standard library only.
+of each component by its name. Reads lines `start NAME`, and likewise `stop`, `shut`, `kill`, `freeze` and `thaw`;
+answers each with a line `done`. `HOME/NAME.session` holds the number of the session in which all of a component is.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -38,10 +39,13 @@ class Keeper:
                 stderr=out,
                 start_new_session=True,
             )
+        (self.home / f"{name}.session").write_text(str(self.running[name].pid))
 
     def signal(self, name: str, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.running[name].pid, number)
+        """Signal the component and all that it has started, in whatever process groups: the session of its own."""
+        for pid in _session(self.running[name].pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def kill(self, name: str) -> None:
         """Take it away with what it has started, as a machine does that loses its power."""
@@ -59,6 +63,13 @@ class Keeper:
         self.signal(name, signal.SIGTERM)
         self._wait(name, 20)
         self.kill(name)
+
+    def freeze(self, name: str) -> None:
+        """Stop the process itself, as a machine does that has too much to do; what it has started goes on."""
+        self.running[name].send_signal(signal.SIGSTOP)
+
+    def thaw(self, name: str) -> None:
+        self.running[name].send_signal(signal.SIGCONT)
 
     def _wait(self, name: str, seconds: float) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -92,9 +103,19 @@ class Keeper:
                     os.kill(int(entry.name), signal.SIGKILL)
 
 
+def _session(number: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if int((entry / "stat").read_text().rpartition(")")[2].split()[3]) == number:
+                    found.append(int(entry.name))
+    return found
+
+
 def main() -> None:
     keeper = Keeper(Path(sys.argv[1]))
-    verbs = {"start": keeper.start, "stop": keeper.stop, "shut": keeper.shut, "kill": keeper.kill}
+    verbs = {name: getattr(keeper, name) for name in ("start", "stop", "shut", "kill", "freeze", "thaw")}
     try:
         for line in sys.stdin:
             verb, name = line.split()

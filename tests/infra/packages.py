@@ -46,6 +46,7 @@ ACCOUNTING = Needs(
 )
 BROWSER = Needs(("chromium", "chromedriver"), ("chromium", "chromium-driver"))
 POSTGRESQL = Needs(("initdb", "postgres", "pg_isready"), ("postgresql",))
+REDIS = Needs(("redis-server",), ("redis-server",))
 
 
 def find(program: str) -> str | None:
