@@ -2,7 +2,7 @@
 #
 #   make demo              the example in all three hosts, and one table       (HOST=airflow: one host only)
 #   make test              every suite, one after the other                    (make test-core: one suite)
-#                          (make test-airflow-pg: Airflow's lifecycle once more, on PostgreSQL)
+#                          (AIRFLOW_TEST_MATRIX=whole: what happens to Airflow tasks not shared out over two databases)
 #   make check             formatting, lint, types and the import rule
 #   make bench             the numbers in the README
 #   make bench-sessions    warm calls beside the peers: the tables in docs/benchmarks.md (some minutes)
@@ -23,7 +23,7 @@ SHELL := bash
 
 PYTHON ?= python3
 HOSTS  := airflow prefect dagster
-SUITES := core faults ssh slurm demo $(HOSTS)
+SUITES := core faults ssh slurm demo airflow airflow-pg airflow-celery prefect dagster
 
 env  = $(PYTHON) scripts/env.py
 core = .venvs/core/bin
@@ -70,7 +70,7 @@ test:
 	    echo "=== $$suite"
 	    if $(MAKE) --no-print-directory test-$$suite 2>&1 | tee $$log; then outcome=ok; else outcome=FAILED failed=1; fi
 	    counts=$$(grep -E '[0-9]+ (passed|failed|skipped|errors?)' $$log | tail -n 1 | tr -d '=' | xargs || true)
-	    summary+=$$(printf '%-8s %-7s %s' "$$suite" "$$outcome" "$${counts:-no test ran}")$$'\n'
+	    summary+=$$(printf '%-14s %-7s %s' "$$suite" "$$outcome" "$${counts:-no test ran}")$$'\n'
 	done
 	printf '\n%s' "$$summary"
 	grep -h 'tests were left out' $(SUITES:%=.venvs/.test-%.log) || true
@@ -110,13 +110,18 @@ test-demo:
 .PHONY: $(HOSTS:%=test-%)
 $(HOSTS:%=test-%): test-%:
 	@$(env) $* demo
-	.venvs/$*/bin/python -m pytest tests/$* tests/repo/test_readme.py $(PYTEST_ARGS)
+	.venvs/$*/bin/python -m pytest tests/$* tests/repo/test_readme.py --ignore tests/airflow/test_celery.py $(PYTEST_ARGS)
 
-# PostgreSQL is installed where it is missing, which takes root; without it these tests are left out.
-.PHONY: test-airflow-pg
+# They install PostgreSQL, and Redis for Celery, where those are missing, which takes root; without it these tests are
+# left out.
+.PHONY: test-airflow-pg test-airflow-celery
 test-airflow-pg:
 	@$(env) airflow demo
-	AIRFLOW_TEST_DATABASE=postgresql .venvs/airflow/bin/python -m pytest tests/airflow/test_lifecycle.py $(PYTEST_ARGS)
+	AIRFLOW_TEST_DATABASE=postgresql .venvs/airflow/bin/python -m pytest tests/airflow/test_matrix.py tests/airflow/test_race.py $(PYTEST_ARGS)
+
+test-airflow-celery:
+	@$(env) airflow demo
+	.venvs/airflow/bin/python -m pytest tests/airflow/test_celery.py $(PYTEST_ARGS)
 
 # --- checks ----------------------------------------------------------------------------------------------------------
 # mypy sees the types of what is installed beside it, so each host's adapter is checked in that host's environment.

@@ -27,17 +27,3 @@ with DAG("long_beside", render_template_as_native_obj=True):
 
 with DAG("long_deferred", render_template_as_native_obj=True):
     FlowGPUOperator(task_id="work", retries=1, deferrable=True, defer_after_s=0, hold_event_s=5, **work)
-
-with DAG("limited", render_template_as_native_obj=True):
-    FlowGPUOperator(task_id="work", retries=0, execution_timeout=timedelta(seconds=8), **work)
-
-with DAG("limited_deferred", render_template_as_native_obj=True):
-    FlowGPUOperator(
-        task_id="work",
-        retries=0,
-        execution_timeout=timedelta(seconds=8),
-        deferrable=True,
-        defer_after_s=0,
-        hold_event_s=1,
-        **work,
-    )

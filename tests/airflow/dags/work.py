@@ -59,6 +59,15 @@ def long(trail: str, seconds: float) -> dict[str, Any]:
     return {"starts": starts, "pid": os.getpid()}
 
 
+def held(trail: str) -> dict[str, Any]:
+    """Work until the file `TRAIL.go` is there, but not for ever."""
+    starts = leave_mark(trail)
+    give_up = time.monotonic() + 600
+    while not Path(trail + ".go").exists() and time.monotonic() < give_up:
+        time.sleep(0.1)
+    return {"starts": starts, "pid": os.getpid()}
+
+
 def fail(trail: str) -> float:
     leave_mark(trail)
     print("about to divide", flush=True)
