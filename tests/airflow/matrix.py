@@ -130,7 +130,7 @@ def ends_as(state: State) -> Cells:
 
 
 _ENDS = ends_as("failed")
-_AGAIN = each(done(starts=1, tries=2), done(starts=2, tries=2), done(starts=2, tries=2))
+_AGAIN = each(done(starts=1, tries=2), done(starts=2, tries=2), done(starts=1, tries=2))
 _UNTOUCHED = each(done(), done(), done())
 _SOON_ENOUGH = each(done(tries=None), done(tries=None), done(tries=None))
 _ADOPTED = each(done(tries=2), done(tries=2), done(tries=2))
