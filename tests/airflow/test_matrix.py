@@ -102,7 +102,7 @@ def happens(airflow: Airflow, what: str) -> None:
         case "kill-api-server":
             airflow.control("kill", "api-server")
             airflow.control("start", "api-server")
-            until("the API answers", airflow.healthy)
+            until("the API answers", airflow.healthy, 240)
         case "shutdown":
             for name in ("scheduler", "triggerer"):
                 airflow.control("shut", name)

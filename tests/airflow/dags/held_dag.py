@@ -51,6 +51,12 @@ with DAG("held_sync", **many):
 with DAG("held_deferred", **many):
     FlowGPUOperator(**work, **deferred, retries=1)
 
+with DAG("held_sync_patient", **many):
+    FlowGPUOperator(**work, retries=5)
+
+with DAG("held_deferred_patient", **many):
+    FlowGPUOperator(**work, **deferred, retries=5)
+
 with DAG("held_sync_last_try", **many):
     FlowGPUOperator(**work, retries=0)
 
