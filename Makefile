@@ -2,7 +2,7 @@
 #
 #   make demo              the example in all three hosts, and one table       (HOST=airflow: one host only)
 #   make test              every suite, one after the other                    (make test-core: one suite)
-#                          (AIRFLOW_TEST_MATRIX=whole: what happens to Airflow tasks not shared out over two databases)
+#                          (AIRFLOW_TEST_MATRIX=whole: all that happens to Airflow tasks, on SQLite too)
 #   make check             formatting, lint, types and the import rule
 #   make bench             the numbers in the README
 #   make bench-sessions    warm calls beside the peers: the tables in docs/benchmarks.md (some minutes)

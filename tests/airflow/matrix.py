@@ -204,31 +204,23 @@ ROWS = (
 )
 
 
-def cells(*, to_all: bool) -> list[Cell]:
-    """Return the cells of the rows that happen to one task, or to all."""
+def cells() -> list[Cell]:
+    """Return all cells; those that happen to all tasks come last."""
     return [
         Cell(row, mode, moment, outcome)
-        for row in ROWS
-        if row.to_all == to_all
+        for row in sorted(ROWS, key=lambda row: row.to_all)
         for mode in MODES
         for moment in MOMENTS
         if isinstance(outcome := row.at(mode, moment), Outcome)
     ]
 
 
-#: What continuous integration repeats on PostgreSQL of what happens to one task: where transactions that others cannot
-#: see yet make a difference.
+#: The rows that continuous integration repeats on SQLite.
 REPEATED = ("mark-failed", "clear", "kill-worker", "give-up", "run-failed-between")
 
 
-def chosen(*, to_all: bool, postgresql: bool, whole: bool) -> list[Cell]:
-    """Return the cells to test with a database: the whole matrix, or its part of a split that takes half the time."""
-    found = cells(to_all=to_all)
-    if whole:
-        return found
-    if to_all:
-        return found if postgresql else []
-    return [cell for cell in found if cell.row.name in REPEATED] if postgresql else found
+def repeated() -> list[Cell]:
+    return [cell for cell in cells() if cell.row.name in REPEATED]
 
 
 def table() -> str:

@@ -1,7 +1,7 @@
 """Everything that can happen to a task, in each mode, at each moment: counted by what the work itself writes down.
 
-What must come of it stands in matrix.py. Cells that do not disturb each other happen at the same time. Continuous
-integration tests one part on SQLite and the other on PostgreSQL; AIRFLOW_TEST_MATRIX=whole tests all of it.
+What must come of it stands in matrix.py. Cells that do not disturb each other happen at the same time. All of them are
+tested on PostgreSQL and with AIRFLOW_TEST_MATRIX=whole, the most telling ones on SQLite too.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import pytest
 from flow_core import Flow
 from tests.airflow.harness import Airflow, until
 from tests.airflow.held import Case, all_of
-from tests.airflow.matrix import PAGE, Cell, Lasts, Outcome, chosen, page_with_table
+from tests.airflow.matrix import PAGE, Cell, Lasts, Outcome, cells, page_with_table, repeated
 
 pytestmark = pytest.mark.timeout(900)
 
-_POSTGRESQL = os.environ.get("AIRFLOW_TEST_DATABASE") == "postgresql"
-_WHOLE = os.environ.get("AIRFLOW_TEST_MATRIX") == "whole"
-ONE = chosen(to_all=False, postgresql=_POSTGRESQL, whole=_WHOLE)
-ALL = chosen(to_all=True, postgresql=_POSTGRESQL, whole=_WHOLE)
+_WHOLE = (
+    os.environ.get("AIRFLOW_TEST_DATABASE") == "postgresql"
+    or os.environ.get("AIRFLOW_TEST_MATRIX") == "whole"
+)
+CELLS = cells() if _WHOLE else repeated()
 
 
 class Matrix:
@@ -38,7 +39,7 @@ class Matrix:
 
     def outcome(self, cell: Cell) -> Outcome:
         if str(cell) not in self._tried:
-            batch = [other for other in ONE + ALL if _together(cell, other)]
+            batch = [other for other in CELLS if _together(cell, other)]
             self._tried.update(str(other) for other in batch)
             self._run(batch)
         assert str(cell) in self._outcomes, "its batch has failed: see the first test of it"
@@ -131,13 +132,7 @@ def test_the_page_shows_what_is_tested() -> None:
     assert PAGE.read_text() == page_with_table(), "write it anew: python -m tests.airflow table"
 
 
-@pytest.mark.parametrize("cell", ONE, ids=str)
-def test_what_happens_to_one_task(matrix: Matrix, cell: Cell) -> None:
-    seen = matrix.outcome(cell)
-    assert cell.expected.fits(seen), f"{seen}, and not {cell.expected}\n{matrix.log(cell)}"
-
-
-@pytest.mark.parametrize("cell", ALL, ids=str)
-def test_what_happens_to_all_tasks(matrix: Matrix, cell: Cell) -> None:
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_what_becomes_of_the_work(matrix: Matrix, cell: Cell) -> None:
     seen = matrix.outcome(cell)
     assert cell.expected.fits(seen), f"{seen}, and not {cell.expected}\n{matrix.log(cell)}"
