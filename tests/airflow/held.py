@@ -132,7 +132,12 @@ class Case:
         (self.task if name == "mark-between" else self.task.run).mark("failed")
         return True
 
-    def open_gate(self) -> None:
+    def go_on(self) -> None:
+        """Let the worker go on, unless something is still to happen to it."""
+        if not self.cell.row.limit or self.cell.expected.result:
+            self._open_gate()
+
+    def _open_gate(self) -> None:
         Path(f"{self.trail}.hold").unlink(missing_ok=True)
 
     # -- to its end
@@ -147,7 +152,10 @@ class Case:
         """Whether all is over. Lets the work end where it is meant to, and only when that is due."""
         if self.cell.expected.result and self._work_may_end(info):
             _mark(self.trail, "go")
-        return info["state"] in ENDED and not self.alive()
+        if info["state"] not in ENDED:
+            return False
+        self._open_gate()
+        return not self.alive()
 
     def _work_may_end(self, info: Info) -> bool:
         if not self.cell.row.keeps_work:
@@ -178,7 +186,7 @@ class Case:
     def clean_up(self) -> None:
         """Leave nothing that could disturb another case, whatever has become of this one."""
         _mark(self.trail, "go")
-        self.open_gate()
+        self._open_gate()
         if self.task.run.state() not in ("success", "failed"):
             self.task.run.mark("failed")
 

@@ -59,7 +59,7 @@ class Matrix:
                     all_of("the cells are at their moment", begun, Case.arrived, 180)
                 self._act(cases)
                 for case in cases:
-                    case.open_gate()
+                    case.go_on()
                 all_of("the work has left the queue", cases, Case.left_the_queue, 90)
                 give_back()
                 with contextlib.suppress(AssertionError):  # the outcomes show it
