@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from tests.airflow.deployment import Deployment
 from tests.airflow.harness import running_airflow
 from tests.infra import packages
 
@@ -30,7 +31,7 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="flow-airflow-") as home,
-        running_airflow(Path(home), dags=HERE / "dags") as airflow,
+        running_airflow(Deployment.plan(Path(home), dags=HERE / "dags")) as airflow,
     ):
         airflow.api("POST", "/connections", CONNECTION)
         run = airflow.trigger("training")
