@@ -88,7 +88,7 @@ class FlowOperator(TellsLineage, BaseOperator):
         self._stop: Stop | None = None
         self._executing = False
         self._open: Callable[[], Flow] | None = None
-        #: The page about the task of this try; see FlowTaskLink.
+        #: The page about the task of this try, empty where there is none, None before that is known; see FlowTaskLink.
         self.task_url: str | None = None
 
     # -- what a subclass says
@@ -130,7 +130,7 @@ class FlowOperator(TellsLineage, BaseOperator):
         node = Node.from_context(context)
         with self.leg(context, node) as flow:
             task = self.reopen(flow, event["flow_task_id"])
-            self.task_url = flow.task_url(task.task_id)
+            self.task_url = flow.task_url(task.task_id) or ""
             if event["outcome"] == "deadline":
                 task.cancel()
                 raise AirflowTaskTimeout(f"Flow task {task.task_id} took over {self.execution_timeout}.")
@@ -140,8 +140,8 @@ class FlowOperator(TellsLineage, BaseOperator):
         """Leave what leads to the task, for people and for other Airflow tasks, while it runs."""
         context["ti"].xcom_push(key=TASK_ID_XCOM, value=task.task_id)
         self.log.info("Flow task %s.", task.task_id)
-        self.task_url = flow.task_url(task.task_id)
-        if self.task_url is not None:
+        self.task_url = flow.task_url(task.task_id) or ""
+        if self.task_url:
             context["ti"].xcom_push(key=FlowTaskLink().xcom_key, value=self.task_url)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:

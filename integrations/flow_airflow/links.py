@@ -19,6 +19,13 @@ class FlowTaskLink(BaseOperatorLink):
 
     name = "Flow task"
 
-    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:  # noqa: ARG002  # Airflow's signature
+    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
         """Return the address, nothing where there is none."""
-        return getattr(operator, "task_url", None) or ""
+        address = getattr(operator, "task_url", None)
+        if (
+            address is None
+        ):  # this leg did not get as far as the task; the one before may have left its address
+            address = ti_key.xcom_pull(
+                task_ids=ti_key.task_id, key=self.xcom_key, map_indexes=ti_key.map_index
+            )
+        return address or ""

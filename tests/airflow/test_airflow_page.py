@@ -47,7 +47,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
         (dags / f"example_{number}.py").write_text(text)
     deployment = Deployment.plan(folder, dags=dags)
     # Nobody is killed here, so a slow machine may take its time.
-    deployment.environment["AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT"] = "300"
+    deployment.environment |= {
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "300",
+    }
     airflow = Airflow(deployment)
     try:
         airflow.start()

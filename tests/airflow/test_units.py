@@ -16,6 +16,7 @@ import pytest
 from flow_airflow import FlowGPUOperator, FlowTaskTrigger
 from flow_airflow.compat import AirflowFailException
 from flow_airflow.failures import to_airflow
+from flow_airflow.links import FlowTaskLink
 from flow_airflow.logs import LONGEST_LINE, TaskLog
 from flow_airflow.nodes import Node, will_retry
 from flow_core.errors import (
@@ -248,6 +249,27 @@ def test_a_command_that_looks_like_a_file_name_is_not_read_as_one(arguments: dic
 def test_a_way_to_send_values_that_there_is_not_is_refused() -> None:
     with pytest.raises(ValueError, match="serialization='yaml' is neither 'json' nor 'pickle'"):
         FlowGPUOperator(task_id="node", module="a.py", function="f", serialization="yaml")  # type: ignore[arg-type]
+
+
+# -- the link
+
+
+@pytest.mark.parametrize(
+    ("known", "left", "shown"),
+    [
+        ("https://a/1", None, "https://a/1"),
+        ("", "https://a/0", ""),
+        (None, "https://a/1", "https://a/1"),
+        (None, None, ""),
+    ],
+)
+def test_the_link_of_a_leg_that_did_not_get_to_the_task_is_the_one_left_before(
+    known: str | None, left: str | None, shown: str
+) -> None:
+    operator = FlowGPUOperator(task_id="node", command="true")
+    operator.task_url = known
+    ti = SimpleNamespace(task_id="node", map_index=-1, xcom_pull=lambda **_: left)
+    assert FlowTaskLink().get_link(operator, ti_key=ti) == shown
 
 
 # -- the trigger
