@@ -12,7 +12,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import cloudpickle
@@ -24,6 +24,8 @@ from flow_core.runner.pickles import PROTOCOL
 # What lru_cache makes: cloudpickle sends it by name only.
 _CACHED = functools._lru_cache_wrapper  # noqa: SLF001
 _CACHE_INFO = functools._CacheInfo  # noqa: SLF001
+# What cloudpickle 3.1.3 and later put in the place of the file of any code: tracebacks would show no line of it.
+_NO_FILE = "<dynamic-code>"
 # cloudpickle keeps one list of modules for the whole process.
 _registry_lock = threading.RLock()
 
@@ -75,6 +77,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not 
             options = obj.cache_parameters()
             made_of = (obj.__wrapped__, options["maxsize"], options["typed"], _CACHE_INFO)
             return _CACHED, made_of, vars(obj)
+        if type(obj) is CodeType:
+            make, parts = self.dispatch_table[CodeType](obj)
+            return make, tuple(obj.co_filename if part == _NO_FILE else part for part in parts)
         if type(obj) is functools.cached_property:  # before Python 3.12 it holds a lock
             return type(obj), (obj.func,), {"attrname": obj.attrname, "__doc__": obj.__doc__}
         if type(obj) is weakref.WeakKeyDictionary:  # functools.singledispatch keeps one

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.configuration import conf
 from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowRuntimeError
 
 from flow_airflow.arguments import refuse_unknown
 from flow_airflow.compat import AirflowTaskTimeout, TaskDeferralError, TaskDeferralTimeout
@@ -87,6 +88,7 @@ class FlowOperator(TellsLineage, BaseOperator):
         self.poll_interval_s = poll_interval_s
         self._stop: Stop | None = None
         self._executing = False
+        self._notes: dict[str, str] = {}  # XComs that lead to the task and are not stored yet
         self._open: Callable[[], Flow] | None = None
         #: The page about the task of this try, empty where there is none, None before that is known; see FlowTaskLink.
         self.task_url: str | None = None
@@ -138,11 +140,22 @@ class FlowOperator(TellsLineage, BaseOperator):
 
     def _tell(self, context: Context, flow: Flow, task: Task) -> None:
         """Leave what leads to the task, for people and for other Airflow tasks, while it runs."""
-        context["ti"].xcom_push(key=TASK_ID_XCOM, value=task.task_id)
         self.log.info("Flow task %s.", task.task_id)
         self.task_url = flow.task_url(task.task_id) or ""
+        self._notes[TASK_ID_XCOM] = task.task_id
         if self.task_url:
-            context["ti"].xcom_push(key=FlowTaskLink().xcom_key, value=self.task_url)
+            self._notes[FlowTaskLink().xcom_key] = self.task_url
+        self._leave_notes(context)
+
+    def _leave_notes(self, context: Context) -> None:
+        """Store what is not stored yet. An Airflow that is slow to answer is no reason to end work that costs money."""
+        for key, value in [*self._notes.items()]:
+            try:
+                context["ti"].xcom_push(key=key, value=value)
+            except AirflowRuntimeError as error:
+                self.log.warning("Airflow has not stored the XCom %r, which is tried again: %s", key, error)
+                return
+            del self._notes[key]
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Do what Airflow does, but leave no work behind that nobody will ask for again."""
@@ -251,6 +264,7 @@ class FlowOperator(TellsLineage, BaseOperator):
             self._show(log)
             if not ended and self.deferrable and time.monotonic() >= defer_at:
                 self._defer(context, task, log)
+        self._leave_notes(context)
         self._close(task)
         value = self.written = self.value(context, task)
         mark_outlets(context, task.task_id, value)
@@ -285,6 +299,7 @@ class FlowOperator(TellsLineage, BaseOperator):
                 return
 
     def _defer(self, context: Context, task: Task, log: TaskLog) -> NoReturn:
+        self._leave_notes(context)
         deadline = self._deadline(context)
         left = None if deadline is None else max(1.0, deadline - time.time())
         self.log.info("Flow task %s goes on; the triggerer waits for it.", task.task_id)

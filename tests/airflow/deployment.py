@@ -104,6 +104,8 @@ def _environment(
     ours = {
         "PYTHONPATH": os.pathsep.join(str(one) for one in packages),
         "AIRFLOW__CORE__PARALLELISM": "40",
+        # So many on two cores are served late. A worker that gives up after the usual 5 s only asks once more.
+        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "30",
         # Its plugin need not look for somebody to tell things to at the start of each worker.
         "AIRFLOW__OPENLINEAGE__DISABLED": "True",
         # A worker that was killed is missed after half a minute, not after five.

@@ -33,7 +33,7 @@ def worker(operator: FlowGPUOperator, method: str = "execute", **more: Any) -> t
         max_tries=0,
         start_date=NOON,
         context_carrier=more.pop("carrier", {}),
-        xcom_push=lambda **_: None,
+        xcom_push=more.pop("xcom_push", lambda **_: None),
         is_mapped=False,
     )
     context = {

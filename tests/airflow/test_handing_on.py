@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
+from airflow.sdk.execution_time.comms import ErrorResponse
 
 from flow_airflow import load
 from flow_airflow.compat import AirflowFailException
@@ -65,6 +67,22 @@ def test_what_json_cannot_bring_comes_as_a_pickle_or_by_reference_in_the_next_tr
     ref, _ = worker(node(**arguments, function="binary", result_as="reference"))
     assert load(ref, allow_pickle=True) == {"weights": b"123"}
     assert runs(home) == 1
+
+
+def test_an_airflow_that_does_not_answer_for_a_while_ends_no_work(
+    home: Path, arguments: dict[str, Any]
+) -> None:
+    stored: dict[str, Any] = {}
+    answers = iter([AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail={})), None])
+
+    def xcom_push(key: str, value: Any) -> None:
+        if isinstance(error := next(answers), Exception):
+            raise error
+        stored[key] = value
+
+    worker(node(**arguments, function="binary", result_as="reference"), xcom_push=xcom_push)
+    assert runs(home) == 1
+    assert stored["flow_task_id"].startswith("train-fit-")
 
 
 def test_loading_what_holds_no_reference_needs_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:

