@@ -39,14 +39,16 @@ class Outcome:
     starts: int
     #: The number of Airflow's last try; None where that depends on how fast something comes back.
     tries: int | None = 1
-    #: Whether the result of the last start is the task's XCom.
-    result: bool = False
+    #: Whether the result of the last start is the task's XCom; None where Airflow may store it before it ends the task.
+    result: bool | None = False
     #: Processes of the work that are left.
     left: int = 0
 
     def fits(self, seen: Outcome) -> bool:
         """Whether this is what was expected of what has been seen."""
-        return seen == (self if self.tries else replace(self, tries=seen.tries))
+        tries = seen.tries if self.tries is None else self.tries
+        result = seen.result if self.result is None else self.result
+        return seen == replace(self, tries=tries, result=result)
 
     def __str__(self) -> str:
         starts = {0: "never started", 1: "started once"}.get(self.starts, f"started {self.starts} times")
@@ -146,7 +148,9 @@ ROWS = (
     Row(
         "run-timeout",
         "`dagrun_timeout` passes",
-        ends_as("skipped"),
+        each(
+            ended("skipped", starts=0), ended("skipped", starts=1), Outcome("skipped", starts=1, result=None)
+        ),
         ends_as("skipped"),
         dag="run_limited",
         limit=True,
