@@ -24,6 +24,7 @@ def test_there_is_one_file_for_each_environment() -> None:
         "dagster.txt",
         "demo.txt",
         "prefect.txt",
+        "screens.txt",
     ]
 
 
