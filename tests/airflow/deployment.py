@@ -123,6 +123,8 @@ def _environment(
     }
     if server is None:
         ours[_URL] = _sqlite(home, timeout_s=60)
+        # With a pool, the API server's threads wait for a connection that others hold until one of them is free.
+        ours["AIRFLOW__DATABASE__SQL_ALCHEMY_POOL_ENABLED"] = "False"
     else:
         ours[_URL] = server.url("psycopg2")
         ours[f"{_URL}_ASYNC"] = server.url("asyncpg")

@@ -7,7 +7,7 @@ reach anything else. After each test, faults are undone and what the test left r
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NoReturn, TypeVar
 
 import pytest
@@ -50,9 +50,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def lab() -> Iterator[Lab]:
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """Namespaces of our own, in whose network the rest of the test run lives."""
-    install(packages.SSH)
+    install(*_needs_of(request.session.items))
     try:
         lab = Lab()
     except Unavailable as reason:
@@ -62,6 +62,16 @@ def lab() -> Iterator[Lab]:
             yield lab
     finally:
         lab.close()
+
+
+def _needs_of(tests: Iterable[pytest.Item]) -> Iterator[Needs]:
+    """Say what tests need that may start a lab: once they are in its network, nothing can be fetched any more."""
+    yield packages.SSH
+    on_slurm = [test for test in tests if "slurm" in test.path.parts]
+    if on_slurm:
+        yield packages.SLURM
+    if any("_accounted" in getattr(test, "fixturenames", ()) for test in on_slurm):
+        yield packages.ACCOUNTING
 
 
 # --- SSH -------------------------------------------------------------------------------------------------------------
@@ -111,7 +121,6 @@ def ssh_machines(_machines: Machines, ssh_client: Client) -> Iterator[Machines]:
 
 @pytest.fixture(scope="session")
 def _cluster(lab: Lab) -> Cluster:
-    install(packages.SLURM)
     return Cluster(lab)
 
 
@@ -123,7 +132,6 @@ def slurm_cluster(_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 @pytest.fixture(scope="session")
 def _accounted(lab: Lab) -> AccountedCluster:
-    install(packages.SLURM, packages.ACCOUNTING)
     return AccountedCluster(lab)
 
 
