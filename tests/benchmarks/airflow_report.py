@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import re
 import statistics
 from collections.abc import Iterator
 from datetime import datetime
@@ -13,10 +10,11 @@ from typing import Any
 
 from rich.table import Table
 
+from tests.benchmarks import pages
+
 Record = dict[str, Any]
 Lines = list[list[str]]
 
-MARKER = "<!-- tables of make bench-airflow -->"
 WAITING_HEAD = [
     *("who waits", "tasks", "requests a minute", "loop lag p50 / p99 / max", "cores"),
     *("memory", "end to event", "end to execute_complete"),
@@ -103,15 +101,6 @@ def tables(records: list[Record]) -> Iterator[Table]:
 
 def write(path: Path, records: list[Record]) -> None:
     """Replace what lies between the markers of a Markdown file by the tables."""
-    parts = []
-    for title, head, lines in all_tables(records):
-        rows = [head, ["---"] * len(head), *lines]
-        shown = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        parts.append(f"### {title}\n\n{shown}\n")
-    parts.append(
-        f"Airflow with SQLite and LocalExecutor, Python {platform.python_version()}, {os.cpu_count()} cores, load "
-        f"average {os.getloadavg()[0]:.1f} at the end.\n"
-    )
-    body = "\n".join(parts)
-    found = re.compile(f"({re.escape(MARKER)}\n).*?(?={re.escape(MARKER)})", re.DOTALL)
-    path.write_text(found.sub(lambda match: f"{match[1]}\n{body}\n", path.read_text()))
+    parts = [f"### {title}\n\n{pages.markdown(head, lines)}" for title, head, lines in all_tables(records)]
+    parts.append(f"Airflow with SQLite and LocalExecutor. {pages.machine()}")
+    pages.replace(path, "bench-airflow", "\n".join(parts))
