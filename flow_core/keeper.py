@@ -356,9 +356,11 @@ class Keeper:
         if self.control is None:
             self._find_out_the_end()
             return
-        if pool.queue and self._wanted < pool.spec.workers:
-            self._wanted += 1
-        for index in self._missing():
+        missing = self._missing()
+        if pool.queue and not missing and self._wanted < pool.spec.workers:
+            self._wanted += 1  # those who are there don't suffice; who is only on the way may
+            missing = self._missing()
+        for index in missing:
             self._open_line(index)
         self._settle_accounts()
         with pool.lock:

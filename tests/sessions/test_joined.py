@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flow_core import Flow, Session, ValidationError
-from tests.sessions.conftest import eventually
+from tests.sessions.conftest import eventually, processes_of
 
 
 def pid_after(seconds: float) -> int:
@@ -63,6 +64,24 @@ def test_clients_of_one_session_spread_over_its_workers(flow: Flow) -> None:
         fourth.close()
     finally:
         for session in sessions:
+            session.close()
+        task.cancel()
+
+
+def test_a_client_whose_first_call_is_quicker_than_its_connection_takes_one_worker(
+    flow: Flow, home: Path
+) -> None:
+    task = Session.start(flow=flow, workers=4, idle_limit=60)
+    others = []
+    try:
+        for clients in range(1, 4):
+            others.append(Session.from_id(task.task_id, flow=flow))
+            assert others[-1].function(pid_after).remote(0).result(30)
+            if clients == 1:
+                without = len(processes_of(home)) - 1
+            assert len(processes_of(home)) == without + clients
+    finally:
+        for session in others:
             session.close()
         task.cancel()
 
