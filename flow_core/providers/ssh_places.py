@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import logging
+import random
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -142,7 +143,8 @@ class Notebook:
 def choose(spec: TaskSpec, hosts: Sequence[Host], silent: Mapping[Host, FlowError]) -> dict[Host, int]:
     """Return how many of the task's nodes go to which of these hosts, the first rank's first.
 
-    Each node gets a host of its own where there are enough of them; among those that are able to, the emptiest.
+    Each node gets a host of its own where there are enough of them; among those that are able to, the emptiest. Chance
+    decides between equals: submitters on many machines that all find empty hosts would else pick the same one.
     Raises SpecRejected: no host has what it takes; ProviderUnavailable: one that is silent now may have it.
     """
     refused: list[SpecRejected] = []
@@ -158,6 +160,7 @@ def choose(spec: TaskSpec, hosts: Sequence[Host], silent: Mapping[Host, FlowErro
         candidates = [host for host in free if free[host] > chosen.get(host, 0)]
         if not candidates:
             raise _too_little(spec, able, refused, silent)
+        random.shuffle(candidates)
         best = min(
             candidates,
             key=lambda host: (chosen.get(host, 0), host.load((chosen.get(host, 0) + 1) * spec.gpu_count)),
