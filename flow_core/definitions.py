@@ -47,10 +47,15 @@ class Retries:
 
 @dataclass(frozen=True)
 class CallOptions:
-    """What one call asks for. `timeout_s` counts from the start of the user's code, for each attempt."""
+    """What one call asks for. `timeout_s` counts from the start of the user's code, for each attempt.
+
+    With `stays` a large value stays where it is made until somebody asks for it, also when nothing is known yet of
+    another call that takes it (`flow_core.staying`).
+    """
 
     timeout_s: float | None = None
     retries: Retries = field(default_factory=Retries)
+    stays: bool = False
 
     @property
     def repeats(self) -> bool:

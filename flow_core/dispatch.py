@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from flow_core import encoding, losses, needs
+from flow_core import encoding, losses, needs, staying
 from flow_core.definitions import PLAIN, CallOptions, Definition, Retries, SessionSpec
 from flow_core.errors import (
     CallCancelledError,
@@ -34,6 +34,7 @@ from flow_core.leader import SLICE_S, Leader
 from flow_core.links import Line
 from flow_core.reception import Due
 from flow_core.runner import parcels, wire
+from flow_core.staying import Stayed
 from flow_core.streamed import Stream
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ class Pool:
         unstarted this waits for some to start. Raises SerializationError, SessionClosedError.
         """
         made = (Stream if definition.generator else Future)(self, definition, options)
+        made.stays = options.stays and self.arena is None
         lent_from = None if options.repeats else self.arena
         made.body = encoding.arguments(definition.codec, args, kwargs, lent_from)
         return self.enter(made)
@@ -245,6 +247,8 @@ class Pool:
         future.state, future.worker = SENT, line
         future.load = definition.estimate * future.count + _CALL_COST_US
         line.load += future.load
+        if future.stays:
+            data += wire.frame(wire.STAY, future.number)
         if definition.generator:
             data += wire.frame(wire.CREDIT, future.number, more=_CREDIT)
         return data + wire.frame(kind, future.number, body, codec, definition.number)
@@ -277,7 +281,7 @@ class Pool:
             if future.state >= DONE or future.cancelled:  # while it waited
                 queue.popleft()
                 continue
-            if not self._has_room(line, future) or (self.ordered and not _ready(future)):
+            if not self._has_room(line, future) or (self.ordered and not self._ready(future)):
                 break
             queue.popleft()
             try:
@@ -292,6 +296,10 @@ class Pool:
                 self.leader.expect(line.fd, room=True)
         elif not line.inflight and line not in self._idle:
             self._idle.append(line)
+
+    def _ready(self, future: Future) -> bool:
+        inputs = future.body.inputs
+        return all(one.state == DONE and not staying.is_elsewhere(one, self.task_id) for one in inputs)
 
     def fill_all(self) -> None:
         """Send every line what it has room for."""
@@ -397,8 +405,19 @@ class Pool:
             self.keeper.store(future)
         return f"{self.task_id}:{self.keeper.call_name(future)}"
 
+    def let_stay(self, future: Future) -> None:
+        """Have a large value stay with the session, unless the workers share memory with us."""
+        if self.arena is not None or type(future) is not Future:
+            return
+        with self.lock:
+            known, future.stays = future.stays, True
+            if not known and future.worker is not None:
+                future.worker.write(wire.frame(wire.STAY, future.number))
+
     def refer(self, future: Future, timeout: float | None) -> ObjectRef:
         """See `Future.object_ref`."""
+        if isinstance(future.parcel, Stayed):
+            return future.parcel.ref(self.flow.provider.name)
         from flow_core.kept import ref_of
 
         return ref_of(self.flow.engine, self.task_id, self.keeper.call_name(future), timeout)
@@ -411,6 +430,8 @@ class Pool:
 
     def decode(self, future: Future, parcel: parcels.Parcel) -> Any:
         """Return the value of a parcel."""
+        if isinstance(parcel, Stayed):
+            return parcel.fetch(self.flow.engine, future.definition.codec)
         return encoding.value(parcel, future.definition.codec, self.task_id)
 
     def credit(self, future: Stream) -> None:
@@ -497,7 +518,3 @@ class Pool:
 
 def _started(flow: Flow, spec: SessionSpec, key: str) -> Task:
     return flow.start_session(spec.orders(), idempotency_key=key, **spec.machine())
-
-
-def _ready(future: Future) -> bool:
-    return all(one.state == DONE for one in future.body.inputs)

@@ -46,6 +46,9 @@ class Runs(Protocol):
     def keep(self, future: Future) -> str:
         """See `Future.id`."""
 
+    def let_stay(self, future: Future) -> None:
+        """Have a large value stay where it is made, if it has not been made yet and workers there can read it."""
+
     def refer(self, future: Future, timeout: float | None) -> ObjectRef:
         """Return the reference to the value of a call that has succeeded and is kept. Raises TimeoutError."""
 
@@ -90,6 +93,7 @@ class Future:
         "parcel",
         "runs",
         "state",
+        "stays",
         "waiters",
         "worker",
     )
@@ -113,6 +117,7 @@ class Future:
         self.attempts = 0
         self.cancelled = False
         self.kept = False
+        self.stays = False  # whether a large value is to stay where it is made
 
     # -- the value
 
@@ -220,6 +225,7 @@ class Future:
         place of the reference. Asked for while the call runs, its worker writes it. Raises what `result` raises.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
+        self.runs.let_stay(self)
         self.runs.keep(self)
         self.wait(timeout)
         return self.runs.refer(self, time_left(deadline))

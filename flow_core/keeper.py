@@ -14,9 +14,10 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from flow_core import encoding, endings, losses, payload, reception
+from flow_core import encoding, endings, losses, needs, payload, reception
 from flow_core.errors import (
     CallCancelledError,
     CallTimeoutError,
@@ -33,6 +34,7 @@ from flow_core.leader import SLICE_S
 from flow_core.links import Connection, Door, Line
 from flow_core.runner import wire
 from flow_core.status import TaskStatus
+from flow_core.staying import Stayed
 
 if TYPE_CHECKING:
     from flow_core.dispatch import Pool
@@ -46,6 +48,7 @@ _ASK_S = 10.0
 _CLOSE_S = 5.0
 _START_S = 60.0
 _AGAIN_S = 1.0
+_MOST_NAMES = 1000
 
 
 class Keeper:
@@ -63,6 +66,8 @@ class Keeper:
         self._wanted = pool.spec.workers if pool.spec.min_workers is None else pool.spec.min_workers
         self._later: list[tuple[float, int, Future]] = []
         self._unstored: list[Future] = []
+        self.unneeded: deque[str] = deque()  # names of values that stayed with the session (`staying`)
+        self._needed: set[str] = set()  # those that others may know of
         self._dropped: list[tuple[Future, FlowError | None]] = []
         self._answers: dict[int, bytes] = {}
         self._early: dict[int, dict[str, Any]] = {}  # deaths of workers that we were connecting to, by stream
@@ -121,7 +126,10 @@ class Keeper:
 
     def store(self, future: Future) -> None:
         """Have the outcome of a call written to the task's folder, soon: the worker was asked to, maybe too late."""
-        self._unstored.append(future)
+        if future.stays:
+            self._needed.add(self.call_name(future))
+        if not isinstance(future.parcel, Stayed):  # that is there already
+            self._unstored.append(future)
         self.stir()
 
     def call_name(self, future: Future) -> str:
@@ -338,6 +346,7 @@ class Keeper:
         while pool.over is None:
             try:
                 pool.begin_anew()
+                needs.follow(pool)
                 break
             except FlowError as error:
                 if not error.retryable:
@@ -375,7 +384,7 @@ class Keeper:
                     pool.fill(line)
 
     def _settle_accounts(self) -> None:
-        """End calls that came back cancelled; write down outcomes that others may ask for."""
+        """End calls that came back cancelled; write down outcomes that others may ask for, drop those nobody needs."""
         pool = self.pool
         while self._dropped:
             future, error = self._dropped.pop()
@@ -389,6 +398,9 @@ class Keeper:
             except FlowError as error:  # it was changed here, and cannot travel any more
                 blob = payload.encode_error(error)
             self.say({"do": "store", "name": self.call_name(future)}, number=number, blob=blob)
+        if self.unneeded:
+            names = [self.unneeded.popleft() for _ in range(min(len(self.unneeded), _MOST_NAMES))]
+            self.say({"do": "drop", "names": [name for name in names if name not in self._needed]})
 
     def _tidy(self) -> None:
         with self.pool.lock:

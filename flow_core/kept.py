@@ -206,6 +206,9 @@ class KeptCalls:
         """Return the id: the outcome is kept already."""
         return f"{self.task_id}:{self._name}"
 
+    def let_stay(self, _: Future) -> None:
+        """It is where it is."""
+
     def refer(self, _: Future, timeout: float | None) -> ObjectRef:
         """Return the reference to the value."""
         return ref_of(self.flow.engine, self.task_id, self._name, timeout)

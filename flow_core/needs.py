@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from flow_core import encoding, losses
+from flow_core import encoding, losses, staying
 from flow_core.errors import FlowError
 from flow_core.futures import Future
 
@@ -56,19 +56,44 @@ def wait_for(pool: Pool, future: Future, inputs: Sequence[Future]) -> None:
     """Have a call queued once its inputs are there, or ended with the error of one of them. Returns at once."""
     missing = len(inputs)
 
-    def one_less(producer: Future) -> None:
+    def ended(producer: Future) -> None:
+        if staying.is_elsewhere(producer, pool.task_id):
+            staying.bring(producer, lambda error: one_less(producer, error))
+        else:
+            one_less(producer, producer.error)
+
+    def one_less(producer: Future, error: BaseException | None) -> None:
         nonlocal missing
         with pool.lock:
             missing -= 1
             ready = missing == 0
-        if producer.error is not None:
-            _fail_for(pool, future, producer.error, producer.name)
+        if error is not None:
+            _fail_for(pool, future, error, producer.name)
         elif ready:
             _inputs_are_there(pool, future)
 
     for producer in inputs:
-        if not producer.runs_later(one_less):
-            one_less(producer)
+        if producer.runs.task_id == pool.task_id:
+            producer.runs.let_stay(producer)
+        if not producer.runs_later(ended):
+            ended(producer)
+
+
+def follow(pool: Pool) -> None:
+    """The session goes on elsewhere: have brought what calls need of what has stayed where it was."""
+    with pool.lock:
+        left = [
+            (future, producer)
+            for future in pool.unended()
+            if future.body is not None
+            for producer in future.body.inputs
+            if staying.is_elsewhere(producer, pool.task_id)
+        ]
+    for future, producer in left:
+        try:
+            producer.result()
+        except FlowError as error:
+            _fail_for(pool, future, error, producer.name)
 
 
 def _inputs_are_there(pool: Pool, future: Future) -> None:

@@ -125,7 +125,7 @@ def decode_result(data: bytes, *, allow_pickle: bool = False, **fields: Unpack[T
     if sha256_hex(body) != about.sha256:
         raise _result_error("the result is damaged: its bytes are not those that were written", fields)
     try:
-        return decode(about.codec, body)
+        return decode(about.codec, bytearray(body))  # arrays in it are the caller's own, to write to
     except Exception as error:
         raise _result_error(
             f"the result cannot be read here: {type(error).__name__}: {error}", fields
@@ -205,10 +205,11 @@ def _failure_in(header: Mapping[str, Any], fields: TaskErrorFields) -> TaskExecu
     return kind(str(record.get("message")), **told)
 
 
-def _opened(data: bytes, fields: TaskErrorFields) -> tuple[dict[str, Any], bytes]:
-    head, _, body = data.partition(b"\n")
+def _opened(data: bytes, fields: TaskErrorFields) -> tuple[dict[str, Any], memoryview]:
+    end = data.find(b"\n")
+    end = len(data) if end < 0 else end
     try:
-        header = from_json(head)
+        header = from_json(data[:end])
         version, ok = header["v"], header["ok"]
     except (ValueError, TypeError, LookupError) as error:
         raise _result_error(f"the result file is damaged: {error}", fields) from None
@@ -220,7 +221,7 @@ def _opened(data: bytes, fields: TaskErrorFields) -> tuple[dict[str, Any], bytes
         )
     if not isinstance(ok, bool) or not (ok or isinstance(header.get("error"), dict)):
         raise _result_error("the result file is damaged: it holds neither a value nor an error", fields)
-    return header, body
+    return header, memoryview(data)[end + 1 :]
 
 
 def encode_error(error: BaseException) -> bytes:

@@ -17,6 +17,7 @@ from flow_core.errors import FlowError
 from flow_core.futures import DONE, FAILED, Future, call_back, ending, wake
 from flow_core.links import Line, logged
 from flow_core.runner import parcels, wire
+from flow_core.staying import Stayed
 from flow_core.streamed import Stream
 
 if TYPE_CHECKING:
@@ -132,6 +133,11 @@ def _take_in_news(pool: Pool, line: Line, future: Future, frame: wire.Frame) -> 
     elif kind == wire.RETURNED:
         del line.inflight[future.number]
         pool.requeue(line, [future])
+    elif kind == wire.STAYED:
+        del line.inflight[future.number]
+        future.parcel = Stayed(body, pool.task_id, pool.keeper.unneeded)
+        _settle(pool, line, future, more)
+        return [(function, future) for function in ending(future, DONE)]
     elif kind == wire.ERROR:
         del line.inflight[future.number]
         return _failed(pool, line, future, more, json.loads(body))

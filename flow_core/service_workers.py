@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flow_core.definitions import Definition
+from flow_core.definitions import CallOptions, Definition
 from flow_core.dispatch import Pool
 from flow_core.errors import FlowError, SessionClosedError, ValidationError, WorkerDiedError
 from flow_core.futures import Future
@@ -21,6 +21,9 @@ from flow_core.live_objects import LiveObject
 from flow_core.runner.crew import MAX_WORKERS
 
 log = logging.getLogger("flow_core")
+
+#: The values of services are passed on more often than looked at.
+_BY_REFERENCE = CallOptions(stays=True)
 
 
 class SharedSession:
@@ -159,7 +162,7 @@ class ServiceWorkers:
         while not self._closed:
             pool = self._pool
             try:
-                return pool.submit(definition, args, kwargs)
+                return pool.submit(definition, args, kwargs, _BY_REFERENCE)
             except SessionClosedError as refusal:
                 self._revive(pool, refusal)
         raise SessionClosedError(

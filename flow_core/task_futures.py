@@ -110,6 +110,9 @@ class _TaskRun:
         """Return the id of the task, whose result is kept anyway."""
         return self.task_id
 
+    def let_stay(self, _: Future) -> None:
+        """It is where it is."""
+
     def refer(self, _: Future, timeout: float | None) -> ObjectRef:
         """Return the reference to the task's result."""
         return self.task.ref(timeout)

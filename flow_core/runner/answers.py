@@ -77,21 +77,26 @@ class Answers:
 
     def answer(self, call: Call, value: Any) -> BaseException | None:
         """Send a value; return the error when it cannot travel."""
-        stream, number, codec = call.stream, call.number, call.definition.codec
+        stream, number, codec, kind = call.stream, call.number, call.definition.codec, wire.RESULT
         try:
-            if stream.kept and number in stream.kept:
-                self._keep(stream, number, codec, value)
+            written = self._keep(call, value) if stream.kept and number in stream.kept else None
             if call.many and codec == parcels.JSON and not value[1] and are_exact(value[0]):
                 codec = parcels.PLAIN
             limit = (
                 wire.MAX_FRAME_BYTES if call.many else JSON_LIMIT_BYTES
             )  # the items came at once for our sake
             codec, body = self.encoded(stream, codec, value, "result", limit)
+            if number in stream.staying:
+                stream.staying.discard(number)
+                if len(body) >= parcels.STAY_BYTES:
+                    written = written or self._keep(call, value)
+                    if written is not None:
+                        kind, codec, body = wire.STAYED, parcels.STAYS, json.dumps(written).encode()
         except NotSerializable as error:
             return not_serializable(error)
         except BaseException as error:  # noqa: BLE001 - memory, a full disk, an interrupt that came late
             return error
-        stream.answer(wire.RESULT, number, codec, body, more=call.micros, before=call.log)
+        stream.answer(kind, number, codec, body, more=call.micros, before=call.log)
         return None
 
     def answer_error(self, call: Call, error: BaseException, why: str) -> None:
@@ -103,10 +108,11 @@ class Answers:
             message["record"]["message"] = f"the call {call.definition.name!r} {_how(why, call.timeout_s)}"
         if call.log:
             message["tail"] = self._tail(*_RANGE.unpack(call.log[-_RANGE.size :]))
+        stream.staying.discard(number)
         if number in stream.kept:
             stream.kept.discard(number)
             header = {"v": WIRE_VERSION, "ok": False, "error": message["record"], "why": message.get("why")}
-            self._store(stream, number, json.dumps(header).encode() + b"\n", b"")
+            self._store(f"{stream.client}-{number}", json.dumps(header).encode() + b"\n", b"")
         body = json.dumps(message).encode()
         stream.answer(wire.ERROR, number, parcels.JSON, body, more=call.micros, before=call.log)
 
@@ -136,26 +142,36 @@ class Answers:
         except OSError:
             return ""
 
-    def _keep(self, stream: Stream, number: int, codec: int, value: Any) -> None:
-        """Write a value to the task's folder, for those who ask by the call's id. Raises NotSerializable."""
-        stream.kept.discard(number)
-        data = (
-            to_json(value, "result") if codec == parcels.JSON else b"".join(pickles.pieces(value, "result"))
-        )
-        header = header_of(data, "json" if codec == parcels.JSON else "pickle")
-        self._store(stream, number, json.dumps(header).encode() + b"\n", data)
+    def _keep(self, call: Call, value: Any) -> dict[str, Any] | None:
+        """Write a value to the task's folder, for other calls and those who ask by the call's id.
 
-    def _store(self, stream: Stream, number: int, header: bytes, data: bytes) -> None:
+        Return where it is, as `objects.Resolver` is told; None where it could not be written. Raises NotSerializable.
+        """
+        stream, name = call.stream, f"{call.stream.client}-{call.number}"
+        stream.kept.discard(call.number)
+        if call.definition.codec == parcels.JSON:
+            codec, data = "json", to_json(value, "result")
+        else:
+            codec, data = "pickle", b"".join(pickles.pieces(value, "result"))
+        header = header_of(data, codec)
+        if not self._store(name, json.dumps(header).encode() + b"\n", data):
+            return None
+        about = {one: header[one] for one in ("codec", "size", "sha256")}
+        return {"uri": name, "file": f"calls/{name}", "tail": True, **about}
+
+    def _store(self, name: str, header: bytes, data: bytes) -> bool:
         folder = os.path.join(self.folder, "calls")
-        path = os.path.join(folder, f"{stream.client}-{number}")
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        path = os.path.join(folder, name)
         try:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
             with open(f"{path}.{self.pid}", "wb") as file:
                 file.write(header)
                 file.write(data)
             os.replace(f"{path}.{self.pid}", path)
         except OSError as error:
-            sys.stderr.write(f"the outcome of call {number} could not be written: {error}\n")
+            sys.stderr.write(f"the outcome of call {name} could not be written: {error}\n")
+            return False
+        return True
 
 
 def _how(why: str, limit_s: float | None) -> str:

@@ -57,7 +57,7 @@ def main() -> int:
     return code
 
 
-def sha256_hex(data: bytes) -> str:
+def sha256_hex(data: bytes | memoryview) -> str:
     """Return the SHA-256 of `data`; `import hashlib` would load OpenSSL."""
     try:
         from _sha2 import sha256  # type: ignore[import-not-found,unused-ignore]  # Python 3.12+

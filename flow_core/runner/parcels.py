@@ -1,7 +1,8 @@
 """Values as bytes and shared memory: what is small travels in the frame, what is large is mapped by both sides.
 
 A parcel is (codec, body). A plain one is the JSON text or the pickle itself; PLAIN is a pickle of values that JSON has
-as well, which is how the many small ones of a map travel. A large one (codec | PARTS) begins with a table of its parts,
+as well, which is how the many small ones of a map travel. With STAYS the body says in JSON which file of the task's
+folder holds the value, as `objects.Resolver` is told. A large one (codec | PARTS) begins with a table of its parts,
 of which the first is the text or the pickle and the others are the pickle's out-of-band buffers; each part lies in the
 body, or in a segment: a piece of anonymous memory that one side owns and both have mapped. A segment is used again once
 the receiver has let go of every view on it, so a value that somebody still holds is never overwritten. Standard library
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-JSON, PICKLE, PLAIN, PARTS = 1, 2, 3, 0x80
+JSON, PICKLE, PLAIN, STAYS, PARTS = 1, 2, 3, 4, 0x80
 """Codec of a parcel; PARTS is a flag."""
 
 LARGE_BYTES = 128 * 1024
 """From here on a value is worth a piece of shared memory."""
+
+STAY_BYTES = 1024 * 1024
+"""From here on a value is worth a file, where another call waits for it and no memory is shared."""
 
 _PART = struct.Struct("<QQQ")  # segment number (0: in the body), offset, length
 _COUNT = struct.Struct("<I")

@@ -237,6 +237,7 @@ class Supervisor:
             "cancel": self._cancel,
             "close": self._close,
             "dismiss": self._dismiss,
+            "drop": self._drop,
             "leave": self._leave,
             "log": self._send_log,
             "ping": self._pong,
@@ -275,6 +276,16 @@ class Supervisor:
             self._write(os.path.join(CALLS_FOLDER, name), data)
         except OSError as error:
             sys.stderr.write(f"the outcome of call {name} could not be written: {error}\n")
+
+    def _drop(self, client: Client, _number: int, message: dict[str, Any]) -> None:
+        """Forget values that stayed here and that their client, who alone knew of them, needs no more."""
+        for name in map(str, message["names"]):
+            if not _NAME.fullmatch(name) or not name.startswith(f"{client.name}-"):
+                raise wire.ProtocolError(f"{name!r} is no name of a call of {client.name}")
+            try:
+                os.unlink(os.path.join(self.folder, CALLS_FOLDER, name))
+            except OSError:
+                pass
 
     def _first_line(self, name: str) -> bytes:
         try:

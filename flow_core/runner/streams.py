@@ -81,6 +81,7 @@ class Stream:
         self.made: dict[int, Any] = {}
         self.unmade: dict[int, BaseException] = {}
         self.kept: set[int] = set()
+        self.staying: set[int] = set()
         self.credit: dict[int, int] = {}
         self.descriptors: deque[int] = deque()
         self.mapped: dict[int, parcels.Mapped] = {}

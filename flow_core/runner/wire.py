@@ -41,12 +41,14 @@ CALL = 3  # number: the call's; more: the definition's; body: a parcel of (args,
 CALL_WITH = 4  # the same, with one line of JSON (options, inputs) before the parcel
 CREDIT = 5  # number: the call's; more: how many further items its generator may yield
 KEEP = 6  # number: the call's; its outcome is to be written to the task's folder as well
+STAY = 7  # number: the call's; its value, if it is large, is to be written there instead of being sent
 # -- what a worker says to a client
 RESULT = 16  # number: the call's; more: microseconds of the user's code; body: a parcel
 ERROR = 17  # the same, but the body is an error record as JSON
 ITEM = 18  # number: the call's; one value of its generator
 RETURNED = 19  # number: the call's; it has not been started, and is the client's again
 LOGGED = 20  # number: the call's; body: from where to where its output lies in the worker's log, as <QQ
+STAYED = 21  # as RESULT, but the value is in the task's folder; body: where, as JSON (`parcels.STAYS`)
 # -- what both say of shared memory
 SEGMENT = 32  # number: the segment's; more: 0; a descriptor comes along with the frame's bytes
 RELEASE = 33  # number: the segment's; the sender of this frame uses it no more

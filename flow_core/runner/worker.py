@@ -151,6 +151,8 @@ class Worker:
             stream.mapped.pop(number, None)
         elif kind == wire.KEEP:
             stream.kept.add(number)
+        elif kind == wire.STAY:
+            stream.staying.add(number)
         else:
             raise wire.ProtocolError(f"a frame of kind {kind}")
 
@@ -273,7 +275,7 @@ class Worker:
             pieces.append(call.body[at : at + size])
             at += size
         main, codecs = stream.parcel(call.codec, pieces[0]), options["codecs"]
-        inputs = [parcels.loads(stream.parcel(*one)) for one in zip(codecs, pieces[1:])]
+        inputs = [self._input(stream, *one) for one in zip(codecs, pieces[1:])]
         resolver = None
         if options["objects"]:
             from .objects import Resolver
@@ -292,6 +294,14 @@ class Worker:
                 target = target[step]
             target[path[-1]] = value
         return arguments
+
+    def _input(self, stream: Stream, codec: int, body: bytes) -> Any:
+        if codec != parcels.STAYS:
+            return parcels.loads(stream.parcel(codec, body))
+        from .objects import Resolver
+
+        where = json.loads(body)
+        return Resolver(self.folder, [where]).value(where)
 
     def _many(self, chunk: Chunk, function: Callable[..., Any], *, star: bool) -> list[Any]:
         """Call the function for each item that is not given back; return [values, errors by index as records]."""

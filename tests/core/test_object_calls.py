@@ -221,6 +221,13 @@ def test_a_named_call_returns_any_value_by_pickle(flow: Flow, module: Path) -> N
     assert flow.invoke(module, "length", args=[ref], serialization="pickle") == 3_000_000
 
 
+def test_an_array_that_comes_back_is_the_callers_own_to_write_to(flow: Flow, module: Path) -> None:
+    module.write_text("def zeros(size):\n    import numpy\n    return numpy.zeros(size)\n")
+    array = flow.invoke(module, "zeros", args=[100_000], serialization="pickle")
+    array[0] = 1
+    assert array.sum() == 1
+
+
 def test_a_pickle_with_code_is_loaded_by_a_machine_without_cloudpickle(flow: Flow, module: Path) -> None:
     number = 4
     ref = objects.put(lambda: number + 1, codec="pickle")

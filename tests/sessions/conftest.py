@@ -98,6 +98,7 @@ class Link:
         self.ends: list[socket.socket] = []
         self.threads: list[threading.Thread] = []
         self.is_cut = False
+        self.carried = 0  # bytes, both ways
 
     def connect(self, task_id: str) -> socket.socket:
         if self.is_cut:
@@ -113,6 +114,7 @@ class Link:
     def _carry(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                self.carried += len(data)
                 target.sendall(data)
         for one in (source, target):
             with contextlib.suppress(OSError):

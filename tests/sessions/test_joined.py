@@ -72,14 +72,14 @@ def test_a_client_whose_first_call_is_quicker_than_its_connection_takes_one_work
     flow: Flow, home: Path
 ) -> None:
     task = Session.start(flow=flow, workers=4, idle_limit=60)
-    others = []
+    others: list[Session] = []
+    counts = []
     try:
-        for clients in range(1, 4):
+        for _ in range(3):
             others.append(Session.from_id(task.task_id, flow=flow))
             assert others[-1].function(pid_after).remote(0).result(30)
-            if clients == 1:
-                without = len(processes_of(home)) - 1
-            assert len(processes_of(home)) == without + clients
+            counts.append(len(processes_of(home)))
+        assert counts == [counts[0], counts[0] + 1, counts[0] + 2]
     finally:
         for session in others:
             session.close()

@@ -15,6 +15,7 @@ import pytest
 from flow_core import Flow, Session, encoding
 from flow_core.errors import ResultError, SerializationError
 from flow_core.runner import parcels
+from tests.sessions.conftest import eventually
 
 QUICK = 100_000
 """So many calls, and the session knows that they are short."""
@@ -28,9 +29,13 @@ def session(flow: Flow) -> Iterator[Session]:
 
 def known_as_quick(handle: Any, item: Any) -> Any:
     """Call it so often that its calls travel many at a time."""
-    for _ in handle.imap([item] * QUICK):
-        pass
-    assert handle._sent[1].estimate < 5, "microseconds"
+
+    def called() -> bool:  # a call may be interrupted by other processes, and seem to have taken that long
+        for _ in handle.imap([item] * QUICK):
+            pass
+        return bool(handle._sent[1].estimate < 5)  # microseconds
+
+    eventually(called, within_s=60)
     return handle
 
 
