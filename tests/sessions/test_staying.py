@@ -21,6 +21,9 @@ from tests.sessions.test_losses import AGAIN, lose_machine
 
 LARGE = 3_000_000
 
+STAYS = CallOptions(stays=True)
+"""Whatever comes first, the value or a call that takes it."""
+
 
 def made(size: int, go: str = "") -> Any:
     import os
@@ -63,25 +66,27 @@ def files(pool: Pool, home: Path) -> list[str]:
 
 
 def test_a_large_value_goes_from_call_to_call_without_passing_through_the_client(
-    pool: Pool, link: Link, home: Path
+    pool: Pool, link: Link, home: Path, tmp_path: Path
 ) -> None:
-    first = pool.submit(sent(made), (LARGE,))
-    second = pool.submit(sent(made), (LARGE,))
-    assert pool.submit(sent(total), (first, second)).result(30) == 2 * 7 * LARGE
+    go = tmp_path / "go"
+    first, second = (pool.submit(sent(made), (LARGE, str(go))) for _ in range(2))
+    both = pool.submit(sent(total), (first, second))
+    go.touch()
+    assert both.result(30) == 2 * 7 * LARGE
     assert pool.submit(sent(total), (first,)).result(30) == 7 * LARGE
     assert link.carried < 100_000
     assert len(files(pool, home)) == 2
 
 
 def test_json_values_stay_as_well(pool: Pool, link: Link) -> None:
-    long = pool.submit(sent(text, "json"), (LARGE // 2,))
+    long = pool.submit(sent(text, "json"), (LARGE // 2,), options=STAYS)
     assert pool.submit(sent(len, "json"), (long,)).result(30) == LARGE // 2
     assert link.carried < 100_000
     assert long.result(30) == "ä" * (LARGE // 2)
 
 
 def test_who_asks_for_the_value_gets_it_and_it_is_dropped_there(pool: Pool, link: Link, home: Path) -> None:
-    array = pool.submit(sent(made), (LARGE,))
+    array = pool.submit(sent(made), (LARGE,), options=STAYS)
     size = pool.submit(sent(total), (array,))
     assert size.result(30) == 7 * LARGE
     value = array.result(30)
@@ -94,7 +99,10 @@ def test_who_asks_for_the_value_gets_it_and_it_is_dropped_there(pool: Pool, link
 
 def test_a_value_that_nobody_can_ask_for_any_more_is_dropped(pool: Pool, home: Path) -> None:
     for _ in range(4):
-        assert pool.submit(sent(total), (pool.submit(sent(made), (LARGE,)),)).result(30) == 7 * LARGE
+        assert (
+            pool.submit(sent(total), (pool.submit(sent(made), (LARGE,), options=STAYS),)).result(30)
+            == 7 * LARGE
+        )
     gc.collect()
     eventually(lambda: files(pool, home) == [])
 
@@ -120,7 +128,7 @@ def test_a_call_can_be_told_that_its_value_stays_while_it_runs(
 def test_a_reference_is_made_without_bringing_the_value(
     pool: Pool, link: Link, flow: Flow, home: Path
 ) -> None:
-    array = pool.submit(sent(made), (LARGE,))
+    array = pool.submit(sent(made), (LARGE,), options=STAYS)
     ref = array.object_ref(30)
     assert link.carried < 100_000
     assert ref.size_bytes > LARGE and ref.codec == "pickle"
@@ -131,7 +139,7 @@ def test_a_reference_is_made_without_bringing_the_value(
 
 
 def test_others_find_a_value_that_stayed_by_the_id_of_its_call(pool: Pool, flow: Flow, home: Path) -> None:
-    array = pool.submit(sent(made), (LARGE,))
+    array = pool.submit(sent(made), (LARGE,), options=STAYS)
     assert pool.submit(sent(total), (array,)).result(30) == 7 * LARGE
     call_id = array.id
     array.result(30)
@@ -146,7 +154,7 @@ def test_a_call_in_another_session_gets_the_value_through_here(
     pool: Pool, opened: Opener, home: Path
 ) -> None:
     other, ordered = opened(), opened(workers=1, ordered=True)
-    array = pool.submit(sent(made), (LARGE,))
+    array = pool.submit(sent(made), (LARGE,), options=STAYS)
     here = pool.submit(sent(total), (array,))
     there = other.submit(sent(total), (array,))
     in_turn = [ordered.submit(sent(total), (array,)), ordered.submit(sent(add), (1, 2))]
@@ -157,13 +165,13 @@ def test_a_call_in_another_session_gets_the_value_through_here(
 def test_without_room_on_the_machine_the_value_is_sent(pool: Pool, home: Path) -> None:
     _, digest, attempt = pool.task_id.rsplit("-", 2)
     (home / "tasks" / digest / attempt / "calls").write_text("in the way")
-    array = pool.submit(sent(made), (LARGE,))
+    array = pool.submit(sent(made), (LARGE,), options=STAYS)
     assert pool.submit(sent(total), (array,)).result(30) == 7 * LARGE
     assert array.result(30).shape == (LARGE,)
 
 
 def test_a_value_outlives_its_worker_and_serves_a_second_attempt(pool: Pool, tmp_path: Path) -> None:
-    array = pool.submit(sent(made), (LARGE,))
+    array = pool.submit(sent(made), (LARGE,), options=STAYS)
     retried = CallOptions(retries=Retries(lost=1, delay_s=0.05))
     size = pool.submit(sent(dies_once), (str(tmp_path / "died"), array), options=retried)
     assert size.result(30) == 7 * LARGE
@@ -171,7 +179,7 @@ def test_a_value_outlives_its_worker_and_serves_a_second_attempt(pool: Pool, tmp
 
 
 def test_a_value_that_was_removed_there_is_an_error_that_says_so(pool: Pool, home: Path) -> None:
-    array = pool.submit(sent(made), (LARGE,))
+    array = pool.submit(sent(made), (LARGE,), options=STAYS)
     assert pool.submit(sent(total), (array,)).result(30) == 7 * LARGE
     _, digest, attempt = pool.task_id.rsplit("-", 2)
     for name in files(pool, home):
@@ -185,7 +193,7 @@ def test_a_value_that_was_removed_there_is_an_error_that_says_so(pool: Pool, hom
 def test_calls_of_a_session_that_was_begun_anew_get_what_stayed_with_the_one_before(
     pool: Pool, home: Path, tmp_path: Path
 ) -> None:
-    array = pool.submit(sent(made), (LARGE,))
+    array = pool.submit(sent(made), (LARGE,), options=STAYS)
     assert pool.submit(sent(total), (array,)).result(30) == 7 * LARGE
     holding = [pool.submit(sent(nap), (600,)) for _ in range(2)]
     eventually(lambda: all(one.status == "running" for one in holding))
