@@ -15,6 +15,7 @@ from flow_core.definitions import CallOptions, Retries, SessionSpec
 from flow_core.dispatch import Pool
 from flow_core.errors import WorkerDiedError
 from flow_core.several import get
+from flow_core.staying import Stayed
 from tests.infra.slurm import Cluster
 from tests.sessions.conftest import eventually, sent
 from tests.sessions.test_dispatch import add, count_to, nap
@@ -26,6 +27,10 @@ def job() -> str:
 
 def length(data: bytes) -> int:
     return len(data)
+
+
+def blob(size: int) -> bytes:
+    return b"y" * size
 
 
 def die() -> None:
@@ -56,6 +61,9 @@ def test_calls_run_on_warm_workers_of_a_job(flow_there: Flow) -> None:
         )
         assert {pool.submit(sent(job)).result(60) for _ in range(5)} == {pool.submit(sent(job)).result(60)}
         assert pool.submit(sent(length), (b"x" * 3_000_000,)).result(60) == 3_000_000
+        large = pool.submit(sent(blob), (3_000_000,), options=CallOptions(stays=True))
+        assert pool.submit(sent(length), (large,)).result(60) == 3_000_000
+        assert isinstance(large.parcel, Stayed) and large.result(60) == b"y" * 3_000_000
         assert pool.submit(sent(count_to), (40,)).result(60) == list(range(40))
         with pytest.raises(WorkerDiedError, match="exit code 7"):
             pool.submit(sent(die)).result(60)

@@ -14,6 +14,7 @@ from flow_core.definitions import CallOptions, Retries, SessionSpec
 from flow_core.dispatch import Pool
 from flow_core.errors import WorkerDiedError
 from flow_core.several import get
+from flow_core.staying import Stayed
 from tests.infra.ssh import Machines
 from tests.sessions.conftest import eventually, sent
 from tests.sessions.test_dispatch import add, count_to, nap
@@ -29,6 +30,10 @@ def die() -> None:
 
 def length(data: bytes) -> int:
     return len(data)
+
+
+def blob(size: int) -> bytes:
+    return b"y" * size
 
 
 @pytest.fixture
@@ -49,6 +54,9 @@ def test_calls_run_on_warm_workers_of_a_host(hosts: Flow) -> None:
         where = {pool.submit(sent(machine)).result(60) for _ in range(5)}
         assert len(where) == 1 and where <= {"h1", "h2", "h3"}
         assert pool.submit(sent(length), (b"x" * 3_000_000,)).result(60) == 3_000_000
+        large = pool.submit(sent(blob), (3_000_000,), options=CallOptions(stays=True))
+        assert pool.submit(sent(length), (large,)).result(60) == 3_000_000
+        assert isinstance(large.parcel, Stayed) and large.result(60) == b"y" * 3_000_000
         assert pool.submit(sent(count_to), (40,)).result(60) == list(range(40))
         with pytest.raises(WorkerDiedError, match="exit code 7"):
             pool.submit(sent(die)).result(60)
