@@ -105,7 +105,7 @@ async def test_the_end_of_a_task_does_not_wait_for_its_lines_and_says_how_far_th
     watch.tell(News(some_lines(5000), Snapshot("t-1", "t", TaskStatus.COMPLETED)), last=True)
     before = time.monotonic()
     await one._follow(watch)
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 15
     shown = "\n".join(event["event"] for event in supervisor.events()).split("\n")
     assert 0 < len(shown) < 5000
     assert one._shown == [11 * len(shown)]

@@ -273,7 +273,7 @@ def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
     until(lambda: not alive(pid), f"the end of process {pid}")
 
 
-def until(seen: Callable[[], bool], what: str, *, within_s: float = 30.0) -> None:
+def until(seen: Callable[[], bool], what: str, *, within_s: float = 60.0) -> None:
     """Look again and again until something is so. Raises AssertionError after `within_s`."""
     deadline = time.monotonic() + within_s
     while not seen():

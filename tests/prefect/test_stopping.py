@@ -65,8 +65,8 @@ def test_sigterm_stops_everything_at_once(machine: Machine, name: str) -> None:
     text = output(process)
     took = time.monotonic() - began
     assert process.returncode == -signal.SIGTERM, text
-    until("the end of all processes", lambda: not machine.processes(), 5)
-    assert took < 15
+    until("the end of all processes", lambda: not machine.processes(), 20)
+    assert took < 40
     assert machine.count("work.done") == 0
     assert task_states(flow_run_id) == ["Crashed"] * 3
     assert flow_state(flow_run_id) == "Crashed"
@@ -76,7 +76,7 @@ def test_a_flow_that_raises_stops_what_it_has_running(machine: Machine) -> None:
     process = machine.execute("fails_early", mark=machine.mark("work"), seconds=60)
     text = output(process)
     assert "the flow itself failed" in text
-    until("the end of all processes", lambda: not machine.processes(), 5)
+    until("the end of all processes", lambda: not machine.processes(), 20)
     assert machine.count("work.done") == 0
 
 
@@ -118,7 +118,7 @@ def test_the_next_process_takes_over_by_what_is_called_and_stops_what_nobody_ask
     again = machine.execute("quick_then_slow", mark=mark, seconds=0, number=3, run=flow_run_id)
     text = output(again)
     assert "result [10, 30]" in text, text
-    until("the end of what nobody asked for", lambda: not machine.processes(), 15)
+    until("the end of what nobody asked for", lambda: not machine.processes(), 30)
     assert [line.split()[0] for line in Path(mark).read_text().splitlines()] == ["1", "2", "3"]
     assert Path(mark + ".done").read_text().split() == ["1", "3"]
 
@@ -154,7 +154,7 @@ def test_cancel_all_on_the_flow_s_runner_reaches_the_duplicate_that_runs(machine
     canceller.start()
     assert waits() == ["Crashed", "Crashed"]
     canceller.join()
-    until("the end of all processes", lambda: not machine.processes(), 5)
+    until("the end of all processes", lambda: not machine.processes(), 20)
     assert machine.count("work.done") == 0
 
 

@@ -49,7 +49,7 @@ def test_only_the_thread_whose_task_has_ended_wakes(
     _, events = waiting
     first, *others = events
     provider.set(first, TaskStatus.FAILED)
-    assert events[first].wait(5)
+    assert events[first].wait(30)
     assert not any(events[task_id].is_set() for task_id in others)
 
 
@@ -69,14 +69,14 @@ def test_a_provider_that_does_not_answer_is_asked_again(
     until("the trouble to be over", lambda: not provider.trouble)
     assert not any(event.is_set() for event in events.values())
     provider.set(next(iter(events)), TaskStatus.COMPLETED)
-    assert next(iter(events.values())).wait(5)
+    assert next(iter(events.values())).wait(30)
 
 
 def test_when_asking_fails_for_good_every_thread_looks_for_itself(
     provider: Quick, waiting: tuple[Watch, dict[str, threading.Event]]
 ) -> None:
     provider.trouble.append(RuntimeError("a bug"))
-    assert all(event.wait(5) for event in waiting[1].values())
+    assert all(event.wait(30) for event in waiting[1].values())
 
 
 def test_nobody_asks_when_nobody_waits_and_a_new_one_is_asked_about(provider: Quick) -> None:
@@ -84,8 +84,8 @@ def test_nobody_asks_when_nobody_waits_and_a_new_one_is_asked_about(provider: Qu
     task_id = next(iter(provider.tasks))
     watch.add(task_id, event)
     watch.remove(task_id)
-    until("the thread to end", lambda: watchers() == 0, 5)
+    until("the thread to end", lambda: watchers() == 0, 20)
     provider.set(task_id, TaskStatus.COMPLETED)
     watch.add(task_id, event)
-    assert event.wait(5)
+    assert event.wait(30)
     watch.remove(task_id)

@@ -42,7 +42,7 @@ def folder(home: Path, task: Task) -> Path:
     return home / "tasks" / parsed.digest / str(parsed.attempt)
 
 
-def until(seen: Callable[[], object], patience_s: float = 30.0) -> None:
+def until(seen: Callable[[], object], patience_s: float = 60.0) -> None:
     deadline = time.monotonic() + patience_s
     while not seen():
         assert time.monotonic() < deadline, "waited too long"

@@ -158,8 +158,8 @@ def at_work_in(folder: Path) -> list[str]:
 
 
 def eventually(ask: Callable[[], T]) -> T:
-    """Return the first answer that is true; fail after ten seconds."""
-    deadline = time.monotonic() + 10
+    """Return the first answer that is true; fail after a minute."""
+    deadline = time.monotonic() + 60
     while not (answer := ask()):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -22,7 +22,7 @@ from flow_core.errors import ProviderUnavailable
 HERE = Path(__file__).parent
 
 
-def eventually(what: Callable[[], Any], *, within_s: float = 20.0) -> Any:
+def eventually(what: Callable[[], Any], *, within_s: float = 60.0) -> Any:
     """Return the first true answer of `what`; fail after `within_s`."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
@@ -52,7 +52,7 @@ def processes_of(home: Path) -> list[int]:
 def home(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "home"
     yield folder
-    eventually(lambda: not processes_of(folder), within_s=15)
+    eventually(lambda: not processes_of(folder))
 
 
 @pytest.fixture

@@ -162,18 +162,20 @@ def test_an_object_lives_on_its_worker(opened: Opener) -> None:
 
 
 @pytest.mark.parametrize("codec", ["json", "pickle"])
-def test_a_call_waits_for_its_inputs_wherever_they_stand(pool: Pool, codec: str) -> None:
+def test_a_call_waits_for_its_inputs_wherever_they_stand(pool: Pool, codec: str, tmp_path: Path) -> None:
     def flat(one: Any, *, many: Any) -> Any:
         return [one, many]
 
-    producers = [pool.submit(sent(nap, codec), (0.1, number)) for number in range(3)]
-    start = time.monotonic()
+    paths = [str(tmp_path / str(number)) for number in range(3)]
+    producers = [pool.submit(sent(until_there, codec), (path,)) for path in paths]
     made = pool.submit(
         sent(flat, codec), (producers[0],), {"many": [{"a": producers[1]}, (producers[2], "x")]}
     )
-    assert time.monotonic() - start < 0.1
-    inner: Any = [2, "x"] if codec == "json" else (2, "x")
-    assert made.result(20) == [0, [{"a": 1}, inner]]
+    assert not any(one.done() for one in [*producers, made])  # to submit it has waited for nothing
+    for path in paths:
+        Path(path).touch()
+    inner: Any = [paths[2], "x"] if codec == "json" else (paths[2], "x")
+    assert made.result(20) == [paths[0], [{"a": paths[1]}, inner]]
 
 
 def test_a_failed_input_fails_its_dependents_with_its_error(pool: Pool) -> None:

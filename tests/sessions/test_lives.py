@@ -74,7 +74,7 @@ def test_close_leaves_no_process_and_says_so_to_who_waits(opened: Opener, home: 
     eventually(lambda: not processes_of(home))  # the runner writes down how it ended, and ends
     for future in running:
         with pytest.raises(CallCancelledError, match="is closed"):
-            future.result(5)
+            future.result(20)
     pool.close()
     with pytest.raises(SessionClosedError, match="it was closed here"):
         pool.submit(sent(add), (1,))

