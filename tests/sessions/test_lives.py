@@ -102,7 +102,7 @@ def test_a_killed_client_leaves_nothing_running(home: Path, flow: Flow) -> None:
         assert client.stdout is not None
         assert int(client.stdout.readline())
         assert processes_of(home)
-    eventually(lambda: not processes_of(home), within_s=20)
+    eventually(lambda: not processes_of(home), within_s=60)
     (task,) = flow.list_tasks()
     assert task.status.succeeded
 
@@ -127,7 +127,7 @@ def test_a_client_that_is_stopped_for_too_long_finds_its_session_gone(home: Path
         assert client.stdout is not None and client.stdout.readline() == "ready\n"
         os.kill(client.pid, signal.SIGSTOP)
         try:
-            eventually(lambda: not processes_of(home), within_s=20)
+            eventually(lambda: not processes_of(home), within_s=60)
         finally:
             os.kill(client.pid, signal.SIGCONT)
         assert "its owner was silent for too long" in client.stdout.read()
