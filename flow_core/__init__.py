@@ -13,6 +13,18 @@ if TYPE_CHECKING:
 
     from flow_core.apps import FlowApp
     from flow_core.calls import InvokeTask
+    from flow_core.default_flow import (
+        create_volume,
+        delete_volume,
+        find_instances,
+        get_task,
+        invoke,
+        invoke_async,
+        list_tasks,
+        list_volumes,
+        mount_volume,
+        run,
+    )
     from flow_core.definitions import Retries
     from flow_core.errors import (
         APIError,
@@ -52,19 +64,7 @@ if TYPE_CHECKING:
         VolumeNotFoundError,
         WorkerDiedError,
     )
-    from flow_core.flow import (
-        Flow,
-        create_volume,
-        delete_volume,
-        find_instances,
-        get_task,
-        invoke,
-        invoke_async,
-        list_tasks,
-        list_volumes,
-        mount_volume,
-        run,
-    )
+    from flow_core.flow import Flow
     from flow_core.function_options import Serialization
     from flow_core.functions import RemoteFunction
     from flow_core.futures import Future
@@ -98,8 +98,9 @@ _HOMES = {
         "TaskExecutionError TaskNotFoundError TaskOutOfMemoryError TaskTimeLimitError TimeoutError "
         "ValidationAPIError ValidationError VolumeError VolumeNotFoundError WorkerDiedError"
     ),
-    "flow_core.flow": (
-        "Flow create_volume delete_volume find_instances get_task invoke invoke_async list_tasks "
+    "flow_core.flow": "Flow",
+    "flow_core.default_flow": (
+        "create_volume delete_volume find_instances get_task invoke invoke_async list_tasks "
         "list_volumes mount_volume run"
     ),
     "flow_core.apps": "FlowApp",

@@ -10,8 +10,9 @@ from typing_extensions import ParamSpec
 
 from flow_core import windows
 from flow_core.capture import function_name
+from flow_core.default_flow import default
 from flow_core.errors import SerializationError, ValidationError
-from flow_core.flow import Flow, default
+from flow_core.flow import Flow
 from flow_core.function_options import Serialization
 from flow_core.futures import Future
 from flow_core.models import TaskConfig

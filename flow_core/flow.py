@@ -1,15 +1,14 @@
-"""Flow: settings, a provider and an engine in one object; and the same calls at module level, on a default one."""
+"""Flow: settings, a provider and an engine in one object."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from flow_core import config, gpus, providers
+from flow_core import config, providers
 from flow_core.calls import (
     InvokeTask,
     ResultForm,
@@ -21,12 +20,13 @@ from flow_core.calls import (
     task_name,
 )
 from flow_core.engine import SPEC_LABEL, Engine
-from flow_core.errors import FlowError, ObjectNotFoundError, ProviderError, ValidationError, close_names
+from flow_core.errors import FlowError, ObjectNotFoundError, ProviderError, ValidationError
 from flow_core.ids import random_key
 from flow_core.models import Instance, LogChunk, LogPosition, Snapshot, SpecFile, TaskConfig, TaskSpec, Volume
 from flow_core.object_ref import ObjectRef, pickled_refs, revived
 from flow_core.objects import Objects
 from flow_core.providers.spi import Provider, Volumes
+from flow_core.requirements import meets, parse_requirements
 from flow_core.task import KIND_LABEL, Task
 
 
@@ -364,10 +364,10 @@ class Flow:
         Requirements: instance_type, gpu_type, min_gpu_count, gpu_memory_gb (each GPU at least), max_price (per hour),
         region. Raises ValidationError for any other.
         """
-        wanted = _requirements(requirements or {})
+        wanted = parse_requirements(requirements or {})
         if not 1 <= limit <= 100:
             raise ValidationError(f"limit={limit} must lie between 1 and 100")
-        found = [one for one in self.provider.find_instances() if _meets(one, wanted)]
+        found = [one for one in self.provider.find_instances() if meets(one, wanted)]
         return sorted(found, key=lambda one: (one.price_per_hour is None, one.price_per_hour or 0.0))[:limit]
 
     def create_volume(
@@ -420,130 +420,3 @@ def _log_to_stderr() -> None:
     logger.setLevel(logging.DEBUG)
     if not logger.hasHandlers():
         logger.addHandler(logging.StreamHandler())
-
-
-_REQUIREMENTS = ("instance_type", "gpu_type", "min_gpu_count", "gpu_memory_gb", "max_price", "region")
-
-
-def _requirements(given: Mapping[str, Any]) -> dict[str, Any]:
-    for name in given:
-        if name not in _REQUIREMENTS:
-            near = [f"Did you mean {one!r}?" for one in close_names(name, _REQUIREMENTS)]
-            raise ValidationError(
-                f"{name!r} is not a requirement",
-                suggestions=[*near, f"Requirements: {', '.join(_REQUIREMENTS)}."],
-            )
-    wanted = dict(given)
-    if wanted.get("instance_type") is not None:
-        request = gpus.parse(wanted["instance_type"])
-        wanted["min_gpu_count"] = max(request.count, wanted.get("min_gpu_count") or 0)
-        wanted["gpu_type"] = request.gpu or wanted.get("gpu_type")
-    return {name: value for name, value in wanted.items() if value is not None}
-
-
-def _meets(one: Instance, wanted: Mapping[str, Any]) -> bool:
-    # A simulated GPU stands for any.
-    model = (
-        one.instance_id == "simulated" or one.gpu_type == str(wanted.get("gpu_type", one.gpu_type)).lower()
-    )
-    return (
-        model
-        and one.gpu_count >= wanted.get("min_gpu_count", 0)
-        and (one.gpu_memory_gb is None or one.gpu_memory_gb >= wanted.get("gpu_memory_gb", 0))
-        and (one.price_per_hour is None or one.price_per_hour <= wanted.get("max_price", float("inf")))
-        and one.region == wanted.get("region", one.region)
-    )
-
-
-@functools.cache
-def default() -> Flow:
-    """Return the Flow that the module-level calls use; made from the configuration at the first call."""
-    return Flow()
-
-
-def run(
-    command_or_config: str | Sequence[str] | TaskConfig, *, idempotency_key: str | None = None, **fields: Any
-) -> Task:
-    """Start a task; see `Flow.run`."""
-    return default().run(command_or_config, idempotency_key=idempotency_key, **fields)
-
-
-def invoke(
-    module_path: str | Path,
-    function_name: str,
-    args: Sequence[Any] | None = None,
-    kwargs: Mapping[str, Any] | None = None,
-    *,
-    code_root: str | Path | None = None,
-    idempotency_key: str | None = None,
-    **task_params: Any,
-) -> Any:
-    """Call a plain function on a machine with GPUs and return its value; see `Flow.invoke`."""
-    return default().invoke(
-        module_path,
-        function_name,
-        args,
-        kwargs,
-        code_root=code_root,
-        idempotency_key=idempotency_key,
-        **task_params,
-    )
-
-
-def invoke_async(
-    module_path: str | Path,
-    function_name: str,
-    args: Sequence[Any] | None = None,
-    kwargs: Mapping[str, Any] | None = None,
-    *,
-    code_root: str | Path | None = None,
-    idempotency_key: str | None = None,
-    **task_params: Any,
-) -> InvokeTask:
-    """Start a call of a plain function and return its handle; see `Flow.invoke_async`."""
-    return default().invoke_async(
-        module_path,
-        function_name,
-        args,
-        kwargs,
-        code_root=code_root,
-        idempotency_key=idempotency_key,
-        **task_params,
-    )
-
-
-def find_instances(requirements: Mapping[str, Any] | None = None, limit: int = 10) -> list[Instance]:
-    """Return what can be asked for; see `Flow.find_instances`."""
-    return default().find_instances(requirements, limit)
-
-
-def list_tasks(limit: int = 100) -> list[Task]:
-    """Return recent tasks; see `Flow.list_tasks`."""
-    return default().list_tasks(limit)
-
-
-def get_task(task_id: str) -> Task:
-    """Return an existing task; see `Flow.get_task`."""
-    return default().get_task(task_id)
-
-
-def create_volume(
-    size_gb: int, name: str | None = None, interface: Literal["block", "file"] = "block"
-) -> Volume:
-    """Create persistent storage; see `Flow.create_volume`."""
-    return default().create_volume(size_gb, name, interface)
-
-
-def list_volumes(limit: int = 100) -> list[Volume]:
-    """Return all volumes; see `Flow.list_volumes`."""
-    return default().list_volumes(limit)
-
-
-def delete_volume(volume_id: str) -> None:
-    """Delete a volume; see `Flow.delete_volume`."""
-    default().delete_volume(volume_id)
-
-
-def mount_volume(volume_id: str, task_id: str) -> None:
-    """Show a volume to a running task; see `Flow.mount_volume`."""
-    default().mount_volume(volume_id, task_id)
