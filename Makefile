@@ -1,7 +1,7 @@
 # Every target does its own set-up: it needs Python 3.10 or later with pip, and nothing else.
 #
 #   make demo              the example in all three hosts, and one table       (HOST=airflow: one host only)
-#   make test              every suite, one after the other                    (make test-core: one suite)
+#   make test              every suite, two at a time          (JOBS=1: one after the other; make test-core: one suite)
 #                          (AIRFLOW_TEST_MATRIX=whole: all that happens to Airflow tasks, on SQLite too)
 #   make check             formatting, lint, types and the import rule
 #   make bench             the numbers in the README
@@ -22,6 +22,7 @@ SHELL := bash
 .ONESHELL:
 
 PYTHON ?= python3
+JOBS   ?= 2
 HOSTS  := airflow prefect dagster
 SUITES := core faults ssh slurm demo airflow airflow-pg airflow-celery prefect dagster
 
@@ -61,20 +62,33 @@ bench-ssh bench-slurm bench-faults: bench-%:
 
 # --- tests -----------------------------------------------------------------------------------------------------------
 
-.PHONY: test
+# What a suite prints lies in .venvs/.test-<suite>.log, and is shown when it fails.
+counts = grep -hE '[0-9]+ (passed|failed|skipped|errors?)' .venvs/.test-$1.log | tail -n 1 | tr -d '=' | xargs || true
+
+.PHONY: test $(SUITES:%=logged-%)
 test:
-	@mkdir -p .venvs
-	summary= failed=0
+	@$(env) core demo $(HOSTS)
+	rm -f .venvs/.test-*
+	$(MAKE) --no-print-directory --keep-going --jobs=$(JOBS) $(SUITES:%=logged-%) && failed=0 || failed=1
+	printf '\n'
 	for suite in $(SUITES); do
-	    log=.venvs/.test-$$suite.log
-	    echo "=== $$suite"
-	    if $(MAKE) --no-print-directory test-$$suite 2>&1 | tee $$log; then outcome=ok; else outcome=FAILED failed=1; fi
-	    counts=$$(grep -E '[0-9]+ (passed|failed|skipped|errors?)' $$log | tail -n 1 | tr -d '=' | xargs || true)
-	    summary+=$$(printf '%-14s %-7s %s' "$$suite" "$$outcome" "$${counts:-no test ran}")$$'\n'
+	    if test -e .venvs/.test-$$suite.ok; then outcome=ok; else outcome=FAILED; fi
+	    counts=$$($(call counts,$$suite))
+	    printf '%-14s %-7s %s\n' "$$suite" "$$outcome" "$${counts:-no test ran}"
 	done
-	printf '\n%s' "$$summary"
 	grep -h 'tests were left out' $(SUITES:%=.venvs/.test-%.log) || true
 	exit $$failed
+
+$(SUITES:%=logged-%): logged-%:
+	@echo "=== $*: started"
+	if $(MAKE) --no-print-directory test-$* > .venvs/.test-$*.log 2>&1; then
+	    touch .venvs/.test-$*.ok
+	    echo "=== $*: $$($(call counts,$*))"
+	else
+	    echo "=== $*: FAILED"
+	    cat .venvs/.test-$*.log
+	    exit 1
+	fi
 
 .PHONY: test-core
 test-core:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -54,18 +53,3 @@ def _libraries(programs: list[str]) -> set[str]:
     out = subprocess.run(["ldd", *programs], capture_output=True, text=True, check=False).stdout
     words = [word for line in out.splitlines() if line.startswith(("\t", " ")) for word in line.split()]
     return {word for word in words if word.startswith("/") and Path(word).exists()}
-
-
-def install_podman() -> str:
-    """Install podman from the system's packages where it is missing; return "" or the reason why it is not there."""
-    if shutil.which("podman"):
-        return ""
-    if (
-        shutil.which("apt-get") is None
-        or subprocess.run(["id", "-u"], capture_output=True, check=True).stdout != b"0\n"
-    ):
-        return "podman is not installed, and installing it takes root and apt-get"
-    subprocess.run(["apt-get", "update", "-q"], capture_output=True, check=False)
-    install = ["apt-get", "install", "-qy", "--no-install-recommends", "podman", "runc"]
-    run = subprocess.run(install, capture_output=True, text=True, check=False)
-    return "" if run.returncode == 0 else f"podman could not be installed: {run.stderr[-500:]}"

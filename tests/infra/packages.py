@@ -44,6 +44,7 @@ SLURM = Needs(
 ACCOUNTING = Needs(
     ("slurmdbd", "mariadbd", "mariadb-install-db"), ("slurmdbd", "slurm-wlm-mysql-plugin", "mariadb-server")
 )
+PODMAN = Needs(("podman", "runc"), ("podman", "runc"))
 BROWSER = Needs(("chromium", "chromedriver"), ("chromium", "chromium-driver"))
 POSTGRESQL = Needs(("initdb", "postgres", "pg_isready"), ("postgresql",))
 REDIS = Needs(("redis-server",), ("redis-server",))
