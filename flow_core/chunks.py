@@ -10,8 +10,10 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from typing_extensions import ParamSpec
 
 from flow_core import encoding, payload
 from flow_core.definitions import PLAIN, CallOptions, Definition
@@ -21,6 +23,8 @@ from flow_core.runner import parcels
 
 if TYPE_CHECKING:
     from flow_core.dispatch import Pool
+
+P = ParamSpec("P")
 
 _CHUNK_US = 2000.0
 _ALONE_US = 30.0
@@ -67,24 +71,21 @@ class Chunk(Future):
             yield chunk
             chunk = chunk.rest
 
-    def outcomes(self) -> tuple[Sequence[Any], bool]:
-        """Return a value or an error for each item that was not given back, and whether there are errors. Waits."""
+    def outcomes(self, *, return_exceptions: bool) -> tuple[list[Any], FlowError | None]:
+        """Wait; return the value of each item that was not given back, up to the first error, and that error.
+
+        With `return_exceptions` the errors are among the values.
+        """
         try:
-            values, errors = self.result()
-        except FlowError as error:  # of the worker, not of an item
-            return [_Failed(error)] * len(self.items), True
-        for index, record in errors.items():
-            values[int(index)] = _Failed(payload.error_of(record, task_id=self.runs.task_id))
-        return values, bool(errors)
-
-
-class _Failed:
-    """An item that has no value."""
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: FlowError) -> None:
-        self.error = error
+            values, records = self.result()
+        except FlowError as lost:  # with the worker, by no fault of an item
+            return ([lost] * self.count, None) if return_exceptions else ([], lost)
+        for at, record in sorted((int(index), record) for index, record in records.items()):
+            error = payload.error_of(record, task_id=self.runs.task_id)
+            if not return_exceptions:
+                return values[:at], error
+            values[at] = error
+        return values, None
 
 
 def as_they_are(items: list[Any]) -> tuple[Sequence[Any], bool]:
@@ -92,6 +93,31 @@ def as_they_are(items: list[Any]) -> tuple[Sequence[Any], bool]:
     return items, False
 
 
+class _Joined(itertools.chain[Any]):
+    """The items of the lists that a generator yields: as quick as the lists, where a generator would slow each item."""
+
+    lists: Generator[list[Any]]
+
+    def close(self) -> None:
+        """End it, as a generator is ended."""
+        self.lists.close()
+        deque(self, maxlen=0)  # what was left of the last list
+
+
+def _joined(lists: Callable[P, Generator[list[Any]]]) -> Callable[P, _Joined]:
+    """Make the generator of lists an iterator of their items."""
+
+    @functools.wraps(lists)
+    def joined(*args: P.args, **kwargs: P.kwargs) -> _Joined:
+        made = lists(*args, **kwargs)
+        values = cast(_Joined, _Joined.from_iterable(made))
+        values.lists = made
+        return values
+
+    return joined
+
+
+@_joined
 def run(
     current: Callable[[], tuple[Pool, Definition]],
     items: Iterable[Any],
@@ -101,7 +127,7 @@ def run(
     return_exceptions: bool = False,
     max_concurrent: int | None = None,
     options: CallOptions = PLAIN,
-) -> Iterator[Any]:
+) -> Generator[list[Any]]:
     """Yield the value for each item of the definition that `current` gives, with its pool, when the first is asked for.
 
     `shape` makes the arguments of some calls out of their items.
@@ -109,8 +135,8 @@ def run(
     what has been yielded, and never more than a few chunks for each worker. An item's error is raised where its value
     would be, or yielded with `return_exceptions`; the other items are not affected.
     """
-    pool, definition = current()
     source = iter(items)
+    pool, definition = current()
     made = functools.partial(Chunk, pool, definition, options)
     open_chunks: deque[Chunk] = deque()
     workers = pool.spec.workers
@@ -128,21 +154,13 @@ def run(
                 return
             chunk = open_chunks.popleft() if ordered else _first_ended(open_chunks)
             for part in chunk.parts():
-                answers, some_failed = part.outcomes()
-                yield from _told(answers, return_exceptions=return_exceptions) if some_failed else answers
+                values, error = part.outcomes(return_exceptions=return_exceptions)
+                yield values
+                if error is not None:
+                    raise error
     finally:
         for chunk in open_chunks:  # whoever iterates has stopped early
             chunk.cancel()
-
-
-def _told(answers: Sequence[Any], *, return_exceptions: bool) -> Iterator[Any]:
-    for answer in answers:
-        if type(answer) is not _Failed:
-            yield answer
-        elif return_exceptions:
-            yield answer.error
-        else:
-            raise answer.error
 
 
 def _size(definition: Definition, max_concurrent: int | None, taken: int) -> int:

@@ -9,7 +9,6 @@ nobody waits for.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import threading
 import time
@@ -18,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from flow_core import encoding, losses, needs, staying
+from flow_core import booking, encoding, losses, needs, staying
 from flow_core.definitions import PLAIN, CallOptions, Definition, Retries, SessionSpec
 from flow_core.errors import (
     CallCancelledError,
@@ -27,7 +26,7 @@ from flow_core.errors import (
     TaskOutOfMemoryError,
     WorkerDiedError,
 )
-from flow_core.futures import DONE, FAILED, QUEUED, SENT, Future, call_back, ending, follow
+from flow_core.futures import DONE, FAILED, QUEUED, Future, call_back, ending, follow
 from flow_core.ids import random_key
 from flow_core.keeper import Keeper
 from flow_core.leader import SLICE_S, Leader
@@ -38,7 +37,6 @@ from flow_core.staying import Stayed
 from flow_core.streamed import Stream
 
 if TYPE_CHECKING:
-    from flow_core.encoding import Encoded
     from flow_core.flow import Flow
     from flow_core.object_ref import ObjectRef
     from flow_core.task import Task
@@ -47,10 +45,9 @@ __all__ = ["CallOptions", "Definition", "Pool", "Retries", "SessionSpec"]
 
 _AHEAD_US = 2000.0
 _AHEAD_CALLS = 512
-_CALL_COST_US = 8.0
+_WAKE_US = 50.0  # what is shorter had better wait behind other calls than have another worker wake up for it
 _MAX_QUEUED = 10_000
 _HELP_EVERY = 16
-_CREDIT = 16
 
 #: Another object in every process that was forked: what belongs to the parent is then noticed without a system call.
 _generation = object()
@@ -175,7 +172,7 @@ class Pool:
             if not inputs and not self.queue:
                 line = self._free_line(made)
                 if line is not None:
-                    line.write(self._frames(line, made))
+                    line.write(booking.frames(line, made))
                     if line.crowded:
                         self.leader.expect(line.fd, room=True)
                     if self.keeper.asleep:
@@ -218,9 +215,14 @@ class Pool:
             if not line.inflight and self.lines.get(line.index) is line:
                 return line
         if future.definition.estimate < _AHEAD_US or self.ordered:
+            wakes = future.definition.estimate * future.count > _WAKE_US
+            best = None
             for line in self.lines.values():
-                if self._has_room(line, future):
-                    return line
+                if (best is None or line.load < best.load) and self._has_room(line, future):
+                    if not wakes:
+                        return line
+                    best = line
+            return best
         return None
 
     def _has_room(self, line: Line, future: Future) -> bool:
@@ -229,49 +231,6 @@ class Pool:
         if len(line.inflight) >= _AHEAD_CALLS:
             return False
         return self.ordered or line.load + future.definition.estimate * future.count <= _AHEAD_US
-
-    def _frames(self, line: Line, future: Future) -> bytes:
-        """Book a call on a line and return what is to be sent for it. Under the lock. Raises SerializationError."""
-        definition, encoded = future.definition, future.body
-        codec, body, segments, inputs, _, many, refs, _ = encoded
-        kind = wire.CALL
-        if inputs or many or refs or future.kept or future.options.timeout_s is not None:
-            kind = wire.CALL_WITH
-            body = self._with_options(line, future, encoded)  # may fail: nothing is booked yet
-        data = b""
-        if definition.number not in line.known:
-            data = line.introduce(definition)
-        for segment in segments:
-            line.tell(segment)
-        line.inflight[future.number] = future
-        future.state, future.worker = SENT, line
-        future.load = definition.estimate * future.count + _CALL_COST_US
-        line.load += future.load
-        if future.stays:
-            data += wire.frame(wire.STAY, future.number)
-        if definition.generator:
-            data += wire.frame(wire.CREDIT, future.number, more=_CREDIT)
-        return data + wire.frame(kind, future.number, body, codec, definition.number)
-
-    @staticmethod
-    def _with_options(line: Line, future: Future, encoded: Encoded) -> bytes:
-        more: dict[str, Any] = {
-            "timeout_s": future.options.timeout_s,
-            "kept": future.kept and not losses.may_fail(future),
-            "many": encoded.many,
-        }
-        bodies: list[bytes | bytearray] = [encoded.body]
-        if encoded.inputs or encoded.refs:
-            values = [encoding.outcome_of(one) for one in encoded.inputs]
-            bodies += [line.forward(one, future) for one in values]
-            bodies += encoded.carried.values
-            more["codecs"] = [one.codec for one in values]
-            more["sizes"] = [len(one) for one in bodies]
-            more["paths"] = encoded.paths
-            more["objects"] = encoded.carried.listed
-            if sum(more["sizes"]) > encoding.MOST_BYTES:
-                raise encoding.too_large(future.name, sum(more["sizes"]))
-        return json.dumps(more).encode() + b"\n" + b"".join(bodies)
 
     def fill(self, line: Line) -> None:
         """Send a line what it has room for. Under the lock."""
@@ -285,7 +244,7 @@ class Pool:
                 break
             queue.popleft()
             try:
-                pieces.append(self._frames(line, future))
+                pieces.append(booking.frames(line, future))
             except (
                 SerializationError
             ) as error:  # an input that was changed here since it came, or is too large

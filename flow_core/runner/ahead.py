@@ -7,6 +7,7 @@ so that nothing lies behind that call: not in our memory, and not in the sockets
 from __future__ import annotations
 
 import contextlib
+import operator
 import threading
 import time
 from collections import deque
@@ -27,26 +28,24 @@ _IDLE_TICKS = 100
 
 
 class Chunk:
-    """The items of a call that stands for many: taken from the front to be run, from the back to be given back."""
+    """The items of a call that stands for many: one thread runs them, the other gives back those that are left."""
 
-    def __init__(self, stream: Stream, number: int, items: deque[Any]) -> None:
+    def __init__(self, stream: Stream, number: int, items: list[Any]) -> None:
         self.stream = stream
         self.number = number
-        self.items = items
         self.size = len(items)
+        self.items = iter(
+            items
+        )  # a list's, which both threads may use: what one has taken the other does not get
         self.done: list[Any] = []
         self._cutting = threading.Lock()
 
     def cut(self) -> None:
         """Give back what has not been begun, but never all of it: the first item is about to be."""
         with self._cutting:
-            taken, kept = 0, int(len(self.items) == self.size)
-            while len(self.items) > kept:
-                try:
-                    self.items.pop()
-                except IndexError:  # the other thread has begun it
-                    break
-                taken += 1
+            if operator.length_hint(self.items) == self.size:
+                return
+            taken = len(list(self.items))
             if taken:
                 self.size -= taken
                 self.stream.send(wire.frame(wire.RETURNED, self.number, more=self.size))
@@ -54,7 +53,8 @@ class Chunk:
     def end(self) -> None:
         """Give nothing back from now on, and have told of what was given back: the outcome is sent next."""
         with self._cutting:
-            self.items.clear()
+            for _ in self.items:
+                pass
 
 
 class Ahead:

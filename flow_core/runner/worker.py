@@ -16,7 +16,6 @@ import signal
 import socket
 import struct
 import time
-from collections import deque
 
 from . import load, parcels, wire
 from .ahead import Ahead, Chunk
@@ -266,7 +265,7 @@ class Worker:
             arguments = from_json(body)
         else:
             arguments = parcels.loads(stream.parcel(codec, body))
-        return (deque(arguments), None) if call.many else arguments
+        return (arguments, None) if call.many else arguments
 
     def _assembled(self, call: Call) -> Any:
         """Return arguments with what belongs into them: values that the call has waited for, values by reference."""
@@ -307,25 +306,21 @@ class Worker:
         """Call the function for each item that is not given back; return [values, errors by index as records]."""
         values, items = chunk.done, chunk.items
         errors: dict[str, Any] = {}
-        append, next_item = values.append, items.popleft
+        append = values.append
         self.ahead.chunk = chunk
         try:
-            while items:
+            while True:
                 try:
                     if star:
-                        while True:
-                            append(function(*next_item()))
+                        for item in items:
+                            append(function(*item))
                     else:
-                        while True:
-                            append(function(next_item()))
+                        for item in items:
+                            append(function(item))
+                    break
                 except Interrupted:
                     raise
                 except BaseException as error:  # noqa: BLE001 - one item's fault is not the others'
-                    trace = error.__traceback__
-                    if isinstance(error, IndexError) and not items and trace and trace.tb_next is None:
-                        chunk.end()  # from now on its size is what it is
-                        if len(values) == chunk.size:
-                            break  # there is no next item; else a function written in C has failed for the last
                     errors[str(len(values))] = self.answers.record(error)
                     append(None)
         finally:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from flow_core import chunks
-from flow_core.definitions import CallOptions, Definition, Retries
+from flow_core.definitions import PLAIN, CallOptions, Definition, Retries
 from flow_core.dispatch import Pool
 from flow_core.errors import (
     CallCancelledError,
@@ -482,6 +482,19 @@ def test_a_map_keeps_the_order_and_takes_little_ahead(pool: Pool) -> None:
     assert [next(values) for _ in range(1000)] == list(range(1000))
     assert taken[0] < 60_000
     del values
+
+
+def test_the_messages_of_a_map_go_to_all_workers_alike(pool: Pool) -> None:
+    adding = sent(add)
+    eventually(lambda: len(pool.lines) == 2)
+    several = [chunks.Chunk(pool, adding, PLAIN, list(range(1000)), star=False) for _ in range(6)]
+    with pool.lock:  # so that no answer is worked in meanwhile
+        adding.estimate = 0.1
+        for chunk in several:
+            chunk.write(pool.arena)
+            pool.enter(chunk)
+        assert [len(line.inflight) for line in pool.lines.values()] == [3, 3]
+    assert get(several) == [[list(range(1000)), {}]] * 6
 
 
 def test_a_slow_item_holds_up_nobody(pool: Pool, tmp_path: Path) -> None:

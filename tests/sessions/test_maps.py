@@ -50,6 +50,25 @@ def test_a_function_written_in_c_may_fail_anywhere(session: Session, position: i
     assert isinstance(values[position], IndexError)
 
 
+def test_no_exception_of_an_item_ends_the_map(session: Session) -> None:
+    def odd(number: int) -> int:
+        if number % 2:
+            raise StopIteration(number)
+        return number
+
+    values: list[Any] = list(session.function(odd).imap(range(100), return_exceptions=True))
+    assert values[::2] == list(range(0, 100, 2))
+    assert [value.exception_type for value in values[1::2]] == ["StopIteration"] * 50
+
+
+def test_a_map_that_is_closed_yields_nothing_more(session: Session) -> None:
+    handle = known_as_quick(session.function(lambda x: x), 1)
+    values: Any = handle.imap(range(10_000))
+    assert next(values) == 0
+    values.close()
+    assert list(values) == []
+
+
 def test_large_items_and_large_values_travel_in_as_many_parts_as_it_takes(session: Session) -> None:
     longer: Any = known_as_quick(session.function(lambda x: [x] * len(x)), "")
     items = ["y" * 60] * 20_000
