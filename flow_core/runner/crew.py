@@ -110,7 +110,7 @@ class Crew:
         self.page = page
         self.by_index: dict[int, Process] = {}
         self.by_pid: dict[int, Process] = {}
-        self.oom_kills = oom_kills()
+        self.memory = proc.MemoryWatch()
         os.makedirs(os.path.join(folder, "logs"), mode=0o700, exist_ok=True)
 
     def want(self, index: int, *, dedicated: bool) -> Process:
@@ -186,6 +186,7 @@ class Crew:
 
     def reap(self) -> list[dict[str, Any]]:
         """Collect workers that have ended; return what each was doing, as messages for its clients."""
+        self.memory.look()
         gone: list[dict[str, Any]] = []
         while True:
             try:
@@ -206,9 +207,8 @@ class Crew:
         process.control.close()
         stream, number, _, busy = self.page.read(process.index)
         killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
-        before, self.oom_kills = self.oom_kills, oom_kills()
         reason = process.killed_for.get((stream, number), "") if busy else ""
-        if not reason and killed == signal.SIGKILL and self.oom_kills > before:
+        if not reason and killed == signal.SIGKILL and self.memory.has_struck():
             reason = "out-of-memory"
         return {
             "event": "gone",
@@ -223,12 +223,3 @@ class Crew:
             "reason": reason or ("killed" if killed else "exit"),
             "tail": self.tail(process.index),
         }
-
-
-def oom_kills() -> int:
-    """Count the kernel's out-of-memory kills since boot (all cgroups); 0 where it does not tell."""
-    try:
-        with open("/proc/vmstat") as file:
-            return int(next((row.split()[1] for row in file if row.startswith("oom_kill ")), "0"))
-    except OSError:
-        return 0

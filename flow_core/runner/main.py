@@ -184,7 +184,7 @@ class Runner:
     def protect(self) -> None:
         """See to it that nothing of what follows can get lost, and note what its end is compared with."""
         self.guard = Guard(self.folder, self.locks, self.bury)
-        self.oom_before = _oom_kills()
+        self.memory = proc.MemoryWatch()
         self.started_at = time.time()
         self.clock = time.monotonic()
 
@@ -204,6 +204,7 @@ class Runner:
         """Wait for the end of the ranks, the time limit or a wish to stop: (reason, code, signal, message)."""
         limit = self.job.get("max_run_time_s")
         while True:
+            self.memory.look()
             self.reap()
             failed = next((rank for rank in self.ranks if rank.failed), None)
             if failed is not None:
@@ -290,7 +291,7 @@ class Runner:
                 return "storage", code, None, f"{where}its result could not be written: {free}"
             return "exit", code, None, f"{where}exit code {code}"
         name = signal_name(number)
-        if number == signal.SIGKILL and _oom_kills() > self.oom_before:
+        if number == signal.SIGKILL and self.memory.has_struck():
             message = f"{where}the kernel killed it because memory ran out"
             return "out-of-memory", 128 + number, number, message
         return "killed", 128 + number, number, f"{where}killed by {name}"
@@ -319,15 +320,6 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
-
-
-def _oom_kills() -> int:
-    """Count the kernel's out-of-memory kills since boot (all cgroups); 0 where it does not tell."""
-    try:
-        with open("/proc/vmstat") as file:
-            return int(next((line.split()[1] for line in file if line.startswith("oom_kill ")), "0"))
-    except OSError:
-        return 0
 
 
 class Guard:

@@ -204,6 +204,43 @@ def die_with_parent() -> None:
         libc("prctl", _PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
+def oom_kills() -> int:
+    """Count the kernel's out-of-memory kills since boot (all cgroups); 0 where it does not tell."""
+    try:
+        with open("/proc/vmstat") as file:
+            return int(next((line.split()[1] for line in file if line.startswith("oom_kill ")), "0"))
+    except OSError:
+        return 0
+
+
+class MemoryWatch:
+    """Tells a process that was killed for want of memory from one that was killed otherwise.
+
+    The kernel's count is the machine's, and others share it: so only kills of the last seconds are thought to be ours,
+    and each of them once. `look` has to be called now and then, and before the dead are collected.
+    """
+
+    SPAN_S = 5.0
+
+    def __init__(self) -> None:
+        self._before = self._latest = oom_kills()
+        self._at = time.monotonic()
+
+    def look(self) -> None:
+        """Forget what is long ago."""
+        now = time.monotonic()
+        if now - self._at >= self.SPAN_S:
+            self._before, self._latest, self._at = self._latest, oom_kills(), now
+
+    def has_struck(self) -> bool:
+        """Whether a process that has just died by SIGKILL may have died for want of memory."""
+        if oom_kills() <= self._before:
+            return False
+        self._before += 1
+        self._latest = max(self._latest, self._before)
+        return True
+
+
 def bind_mount(mounts: list[list[str]]) -> None:
     """Show each (source, target) folder under its target, for this process and its children alone (Linux, root).
 
