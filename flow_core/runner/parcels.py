@@ -12,6 +12,7 @@ only, Python 3.8+.
 from __future__ import annotations
 
 import io
+import itertools
 import mmap
 import os
 import pickle
@@ -39,36 +40,49 @@ _PART = struct.Struct("<QQQ")  # segment number (0: in the body), offset, length
 _COUNT = struct.Struct("<I")
 _ALIGN = 64
 _IDLE_LIMIT_BYTES = 512 * 1024 * 1024
+_MAP = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # has a name since Python 3.10
 
 
-def _closing(owner: Any, fd: int) -> Callable[[], Any]:
-    """Have a descriptor closed when its owner is gone; return what closes it before."""
+def _closing(owner: Any, fd: int) -> None:
+    """Have a descriptor closed when its owner is gone."""
     import weakref
 
-    closing = weakref.finalize(owner, os.close, fd)
-    closing.atexit = False
-    return closing
+    weakref.finalize(owner, os.close, fd).atexit = False
 
 
 class Segment:
-    """A piece of memory that its owner writes once per use and the other side reads."""
+    """A piece of memory that its owner writes once per use and the other side reads.
+
+    The first time it is written as a file: then the kernel need not clear the pages that it gives us, nor give us each
+    by a page fault, which together take longer than the copy. From the second time on it is mapped. The memory goes
+    when nobody here holds the segment, and nobody there has a view on it.
+    """
 
     def __init__(self, number: int, size: int) -> None:
         self.number = number
         self.size = size
         self.told = False  # whether the other side has it
         self.fd = os.memfd_create(f"flow-{number}", os.MFD_CLOEXEC)
-        self._forgotten = _closing(self, self.fd)
+        _closing(self, self.fd)
         os.ftruncate(self.fd, size)
-        self.memory = mmap.mmap(self.fd, size)
+        self._written = False
+        self._memory: mmap.mmap | None = None
 
-    def close(self) -> None:
-        """Give the memory up; the other side keeps it for as long as it has views on it."""
-        self._forgotten()
-        try:
-            self.memory.close()
-        except BufferError:  # somebody here still looks at it; the memory goes with the last view
-            pass
+    def write(self, parts: Sequence[memoryview], begins: Sequence[int]) -> None:
+        """Write buffers of bytes to where they begin. Raises OSError where there is no memory."""
+        if self._written and self._memory is None:
+            self._memory = mmap.mmap(self.fd, self.size, flags=_MAP)
+        for begin, part in zip(begins, parts):
+            if self._memory is None:
+                self._write_as_file(part, begin)
+            else:
+                self._memory[begin : begin + part.nbytes] = part
+        self._written = True
+
+    def _write_as_file(self, part: memoryview, at: int) -> None:
+        while part:
+            written = os.pwrite(self.fd, part, at)
+            part, at = part[written:], at + written
 
 
 class Arena:
@@ -85,8 +99,22 @@ class Arena:
         self._number = 0
         self.retired: list[int] = []
 
-    def take(self, size: int) -> Segment | None:
-        """Return a segment of at least `size` bytes that nobody uses; None where there is no room for one."""
+    def write(self, parts: Sequence[memoryview]) -> tuple[Segment, list[int]] | None:
+        """Write buffers of bytes into a segment; return it, and where each begins. None where there is no room."""
+        *begins, size = itertools.accumulate(
+            (-(-part.nbytes // _ALIGN) * _ALIGN for part in parts), initial=0
+        )
+        segment = self._take(max(size, 1))
+        if segment is None:
+            return None
+        try:
+            segment.write(parts, begins)
+        except OSError:
+            self.give_back(segment.number)
+            return None
+        return segment, begins
+
+    def _take(self, size: int) -> Segment | None:
         with self._lock:
             fitting = [one for one in self._free if size <= one.size <= 4 * size + LARGE_BYTES]
             if fitting:
@@ -100,7 +128,7 @@ class Arena:
                 self._number += 1
                 try:
                     segment = Segment(self._number, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
-                except OSError:  # no descriptor, or no memory to map
+                except OSError:  # no descriptor
                     return None
             self._used[segment.number] = segment
             return segment
@@ -108,7 +136,6 @@ class Arena:
     def _retire(self) -> int:
         oldest = self._free.pop(0)
         self.retired.append(oldest.number)
-        oldest.close()
         return oldest.size
 
     def give_back(self, number: int) -> None:
@@ -125,8 +152,6 @@ class Arena:
     def close(self) -> None:
         """Give up all segments."""
         with self._lock:
-            for segment in [*self._free, *self._used.values()]:
-                segment.close()
             self._free.clear()
             self._used.clear()
 
@@ -189,14 +214,15 @@ class Parcel:
         """Return the text or pickle, and the out-of-band buffers, as buffers that keep their memory alive."""
         if not self.codec & PARTS:
             return self.body, []
-        parts = [self._view(*one) for one in table(self.body)]
-        return parts[0], parts[1:]
+        views = {number: loan.view() for number, loan in (self.loans or {}).items()}
+        head, *buffers = [
+            views[number][offset : offset + length] if number else self._copy(offset, length)
+            for number, offset, length in table(self.body)
+        ]
+        return head, buffers
 
-    def _view(self, number: int, offset: int, length: int) -> Any:
-        if number == 0:
-            return memoryview(bytearray(memoryview(self.body)[offset : offset + length]))
-        assert self.loans is not None
-        return self.loans[number].view()[offset : offset + length]
+    def _copy(self, offset: int, length: int) -> memoryview:
+        return memoryview(bytearray(memoryview(self.body)[offset : offset + length]))
 
 
 def table(body: Any) -> list[tuple[int, int, int]]:
@@ -205,9 +231,12 @@ def table(body: Any) -> list[tuple[int, int, int]]:
     return [_PART.unpack_from(body, _COUNT.size + index * _PART.size) for index in range(count)]
 
 
-def segments_of(body: Any) -> list[int]:
-    """Return the numbers of the segments in which parts of the body lie."""
-    return sorted({number for number, _, _ in table(body) if number})
+def arrived(codec: int, body: bytes, mapped: dict[int, Mapped], returned: deque[int]) -> Parcel:
+    """Return a value that has come, holding the segments that it lies in until `returned` gets their numbers."""
+    if not codec & PARTS:
+        return Parcel(codec, body)
+    numbers = {number for number, _, _ in table(body) if number}
+    return Parcel(codec, body, {number: Loan(mapped[number], returned) for number in numbers})
 
 
 def pack(
@@ -215,16 +244,12 @@ def pack(
 ) -> tuple[int, bytes, list[Segment]]:
     """Return (codec, body, segments taken) for an encoded value; with no room in an arena all of it is in the body."""
     parts = [memoryview(head).cast("B"), *buffers]
-    size = sum(-(-part.nbytes // _ALIGN) * _ALIGN for part in parts)
-    segment = None if arena is None else arena.take(max(size, 1))
-    if segment is None:
+    written = None if arena is None else arena.write(parts)
+    if written is None:
         return codec | PARTS, _inline(parts), []
-    entries, at = [_COUNT.pack(len(parts))], 0
-    for part in parts:
-        segment.memory[at : at + part.nbytes] = part
-        entries.append(_PART.pack(segment.number, at, part.nbytes))
-        at += -(-part.nbytes // _ALIGN) * _ALIGN
-    return codec | PARTS, b"".join(entries), [segment]
+    segment, begins = written
+    entries = [_PART.pack(segment.number, at, part.nbytes) for at, part in zip(begins, parts)]
+    return codec | PARTS, b"".join([_COUNT.pack(len(parts)), *entries]), [segment]
 
 
 def _inline(parts: Sequence[Any]) -> bytes:

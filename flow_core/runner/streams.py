@@ -172,12 +172,7 @@ class Stream:
 
     def parcel(self, codec: int, body: bytes) -> parcels.Parcel:
         """Return a value that has arrived, holding the segments that it lies in."""
-        if not codec & parcels.PARTS:
-            return parcels.Parcel(codec, body)
-        loans = {
-            number: parcels.Loan(self.mapped[number], self.returned) for number in parcels.segments_of(body)
-        }
-        return parcels.Parcel(codec, body, loans)
+        return parcels.arrived(codec, body, self.mapped, self.returned)
 
     def close(self) -> None:
         """Forget the client."""

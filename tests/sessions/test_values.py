@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 from pathlib import Path
@@ -135,6 +136,24 @@ def test_memory_is_used_again_and_given_up(pool: Pool) -> None:
     del pool
     gc.collect()
     assert ours() - before < 20
+
+
+def test_what_finds_no_shared_memory_travels_in_the_message(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    gc.collect()
+    before = ours()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        assert pool.submit(sent(total), (filled(100_000, 2.0),)).result(30) == 200_000.0
+    for value in (3.0, 4.0):
+        assert pool.submit(sent(total), (filled(100_000, value),)).result(30) == value * 100_000
+    pool.close()
+    gc.collect()
+    assert ours() <= before
 
 
 def test_values_never_asked_for_are_let_go(pool: Pool) -> None:
