@@ -123,14 +123,17 @@ def verdict(job: Job | None, facts: dict[str, Any], output: str) -> dict[str, An
         )
     elif job.state in ("FAILED", "COMPLETED"):
         reason, message = _failed(job, facts, output)
-    return exit_record(reason, code=job.code or None, signal=job.signal or None, message=message, **more)
+    # A node that is gone has reported nothing: newer Slurms (24.11) show a 1 all the same.
+    code, number = (0, 0) if reason == "node-failed" else (job.code, job.signal)
+    return exit_record(reason, code=code or None, signal=number or None, message=message, **more)
 
 
 def _failed(job: Job, facts: dict[str, Any], output: str) -> tuple[str, str]:
     if any(words in output.lower() for words in _OUT_OF_MEMORY):
         return "out-of-memory", f"Slurm job {job.id} used more memory than it had asked for"
     what = f"was killed by {_named(job.signal)}" if job.signal else f"ended with exit code {job.code}"
-    what += f" ({job.reason})" if job.reason not in ("", "NonZeroExitCode") else ""
+    known = job.reason in ("", "NonZeroExitCode") or job.reason.startswith("RaisedSignal")
+    what += "" if known else f" ({job.reason})"
     if facts["owner"] is None:
         said = f"; it had printed: {output.strip()[-400:]}" if output.strip() else ""
         return (

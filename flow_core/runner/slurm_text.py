@@ -1,7 +1,7 @@
 """What Slurm's tools print, as values. Pure. Standard library only, Python 3.8+.
 
 Text formats, never JSON: `squeue --json` ignores filters in 22.05 and changes its types from release to release, while
-these fields are the same from 22.05 to 25.
+these fields are the same from 22.05 to 26.05 (what each release printed is kept in tests/providers/slurm_prints).
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -79,6 +80,7 @@ class Cluster:
         self.env: Mapping[str, str] = {"SLURM_CONF": str(self.folder / "slurm.conf")}
         self.partitions = ("gpu", "spot", "cancelspot")
         self._pids: dict[str, int] = {}
+        self._numbers_come_again = False
         for part in ("state", "dev", "log", "spool"):
             (self.folder / part).mkdir(parents=True)
         self._write(min_job_age_s)
@@ -94,8 +96,8 @@ class Cluster:
             os.mknod(self.folder / "dev" / f"nvidia{index}", stat.S_IFCHR | 0o666, os.makedev(1, 3))
         resources = f"CPUs=16 RealMemory=16000 Gres=gpu:a100:{GPUS} State=UNKNOWN"
         nodes = [
-            f"NodeName={node} NodeHostname={node} NodeAddr=127.0.0.1 Port={self.port + 10 + index} {resources}"
-            for index, node in enumerate(NODES)
+            f"NodeName={node} NodeHostname={node} NodeAddr=127.0.0.1 Port={self._node_port(node)} {resources}"
+            for node in NODES
         ]
         (self.folder / "slurm.conf").write_text(
             _SLURM_CONF.format(
@@ -231,9 +233,19 @@ class Cluster:
             if state.startswith(("down", "drain")):
                 with contextlib.suppress(AssertionError):  # it may have healed by itself meanwhile
                     self.command("scontrol", "update", f"nodename={node}", "state=resume")
-            return state in ("idle", "mixed", "allocated")
+            return state in ("idle", "mixed", "allocated") and self._listens(node)
 
         labs.until(ready, f"{node} to take jobs")
+
+    def _listens(self, node: str) -> bool:
+        """Whether a node's slurmd takes connections: the controller notices a crash late, and a start early."""
+        with contextlib.suppress(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", self._node_port(node)), timeout=5).close()
+            return True
+        return False
+
+    def _node_port(self, node: str) -> int:
+        return self.port + 10 + NODES.index(node)
 
     # -- what can happen to the controller
 
@@ -256,8 +268,9 @@ class Cluster:
         labs.kill(self._pids["slurmctld"], signal.SIGTERM)
 
     def crash_controller(self) -> None:
-        """Kill -9 of slurmctld."""
+        """Kill -9 of slurmctld: it forgets the jobs of its last seconds, and will give their numbers again."""
         labs.kill(self._pids["slurmctld"])
+        self._numbers_come_again = True
 
     def freeze_controller(self) -> None:
         """Stop slurmctld where it is: connections are taken and nothing is answered."""
@@ -288,6 +301,11 @@ class Cluster:
         for user in ("root", labs.USER):
             self.command("scancel", "--quiet", "-u", user)
         labs.until(lambda: not self.job_ids(), "the end of cancelled jobs")
+        if self._numbers_come_again:  # a slurmd that has had a job of that number drains its node
+            for node in NODES:
+                self.crash_node(node)
+                self.resume_node(node)
+            self._numbers_come_again = False
         self.until_idle()
 
     @contextlib.contextmanager
@@ -322,9 +340,11 @@ CommitDelay=1
 class AccountedCluster(Cluster):
     """A cluster with slurmdbd on MariaDB; finished jobs leave the queue soon, so that only accounting knows them."""
 
-    def __init__(self, lab: Lab, *, name: str = "accounted", port: int = 26917) -> None:
-        # Slurm keeps ended jobs for at least 2 s; a purge comes around every 30 s or so.
-        super().__init__(lab, name=name, port=port, min_job_age_s=2)
+    # Slurm keeps ended jobs for at least 2 s; a purge comes around every 30 s or so.
+    def __init__(
+        self, lab: Lab, *, name: str = "accounted", port: int = 26917, min_job_age_s: int = 2
+    ) -> None:
+        super().__init__(lab, name=name, port=port, min_job_age_s=min_job_age_s)
 
     def _accounting(self) -> str:
         return "\n".join(

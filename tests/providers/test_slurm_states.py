@@ -25,7 +25,7 @@ def facts(**more: Any) -> dict[str, Any]:
 
 RUNNING = {"owner": {"job": "17", "incarnation": 0}, "started": {"incarnation": 0}}
 
-#: Every state that Slurm has had from 22.05 to 25: what a task is then; an end is "reason" alone.
+#: Every state that Slurm has had from 22.05 to 26.05: what a task is then; an end is "reason" alone.
 STATES = {
     "PENDING": "pending",
     "CONFIGURING": "provisioning",

@@ -1,4 +1,4 @@
-"""What Slurm's tools print, from 22.05 to 25, as values."""
+"""What Slurm's tools print, from 22.05 to 26.05, as values."""
 
 from __future__ import annotations
 
