@@ -12,13 +12,15 @@ from flow_core.testing import ProviderContract
 from tests.infra.slurm import AccountedCluster, Cluster
 from tests.infra.ssh import Client, Sshd
 
+COMMON = {"FLOW_PROVIDER": "slurm", "FLOW_SLURM_KILL_GRACE_S": "1.5"}
+
 
 class TestSlurm(ProviderContract):
     """Slurm's tools on this machine, no accounting: the queue and our own records must do."""
 
     @pytest.fixture
     def environment(self, slurm_cluster: Cluster, tmp_path: Path) -> Mapping[str, str]:
-        return {"FLOW_PROVIDER": "slurm", "FLOW_SLURM_HOME": str(tmp_path / "a'; echo b %j")}
+        return {**COMMON, "FLOW_SLURM_HOME": str(tmp_path / "a'; echo b %j")}
 
 
 class TestSlurmWithAccounting(ProviderContract):
@@ -28,7 +30,7 @@ class TestSlurmWithAccounting(ProviderContract):
     def environment(
         self, slurm_cluster_with_accounting: AccountedCluster, tmp_path: Path
     ) -> Mapping[str, str]:
-        return {"FLOW_PROVIDER": "slurm", "FLOW_SLURM_HOME": str(tmp_path / "home")}
+        return {**COMMON, "FLOW_SLURM_HOME": str(tmp_path / "home")}
 
 
 class TestSlurmThroughLogin(ProviderContract):
@@ -38,7 +40,7 @@ class TestSlurmThroughLogin(ProviderContract):
     def environment(self, slurm_login: Sshd, ssh_client: Client) -> Mapping[str, str]:
         home = slurm_login.lab.home / "ada" / f"flow {random_key()}"
         return {
-            "FLOW_PROVIDER": "slurm",
+            **COMMON,
             "FLOW_SLURM_HOST": "ada@login",
             "FLOW_SLURM_HOME": str(home),
             "FLOW_SSH_CONFIG": str(ssh_client.config),
