@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from flow_core.providers.spi import Provider
 from tests.infra import notice
 from tests.infra.lab import until
 from tests.infra.ssh import Client, Machine, Machines
-from tests.ssh.test_faults import FAULTS, HOME, Fault, settings
+from tests.ssh.test_faults import FAULTS, HOME, ROUNDS, Fault, settings
 
 PATIENCE_S = 120.0
 
@@ -116,12 +117,24 @@ def large(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def alone(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> Provider:
-    """The provider with the first host alone, and little patience."""
-    monkeypatch.setenv("FLOW_SSH_HOSTS", "h1")
-    monkeypatch.setenv("FLOW_SSH_CONNECT_TIMEOUT_S", "3")
-    return providers.load(config.load())
+Trial = Callable[[Provider, Machine, Fault], None]
+AtOnce = Callable[[Trial], None]
+
+
+@pytest.fixture(params=ROUNDS, ids=lambda faults: ", ".join(faults.values()))
+def at_once(request: pytest.FixtureRequest, ssh_machines: Machines, provider: Provider) -> AtOnce:
+    """Does something with several hosts, each of which has a fault of its own; with little patience."""
+
+    def one(trial: Trial, host: str, name: str) -> None:
+        alone = providers.load(config.load(ssh={"hosts": [host], "connect_timeout_s": 3}))
+        trial(alone, ssh_machines[host], FAULTS[name])
+
+    def run(trial: Trial) -> None:
+        with ThreadPoolExecutor() as pool:
+            for done in [pool.submit(one, trial, host, name) for host, name in request.param.items()]:
+                done.result()
+
+    return run
 
 
 def in_the_middle(machine: Machine, fault: Fault, transfer: Callable[[], object]) -> Exception | None:
@@ -164,33 +177,39 @@ def passed(machine: Machine) -> int:
 
 
 def test_a_submit_that_breaks_in_the_middle_is_finished_by_the_next(
-    alone: Provider, ssh_machines: Machines, large: Path, fault: Fault
+    at_once: AtOnce, ssh_machines: Machines, large: Path
 ) -> None:
-    task_id = str(TaskId.first("pool", random_key()))
-    shell = f'echo start >> {HOME}/starts-{task_id}; wc -c < "$FLOW_TASK_DIR/large"'
-    plain = TaskSpec.from_config(TaskConfig(shell=shell, instance_type="cpu"))
-    spec = plain.model_copy(update={"files": (SpecFile(name="large", path=large),)})
-    error = in_the_middle(ssh_machines["h1"], fault, lambda: alone.submit(spec, task_id=task_id))
-    assert isinstance(error, ProviderUnavailable), repr(error)
-    for _ in range(2):
-        again(lambda: alone.submit(spec, task_id=task_id))
-    assert end(alone, task_id).status is TaskStatus.COMPLETED
-    assert int(alone.read_log(task_id).data) == LARGE_BYTES
-    assert starts(ssh_machines, task_id) == ["h1"]
+    def trial(alone: Provider, machine: Machine, fault: Fault) -> None:
+        task_id = str(TaskId.first("pool", random_key()))
+        shell = f'echo start >> {HOME}/starts-{task_id}; wc -c < "$FLOW_TASK_DIR/large"'
+        plain = TaskSpec.from_config(TaskConfig(shell=shell, instance_type="cpu"))
+        spec = plain.model_copy(update={"files": (SpecFile(name="large", path=large),)})
+        error = in_the_middle(machine, fault, lambda: alone.submit(spec, task_id=task_id))
+        assert isinstance(error, ProviderUnavailable), (machine.name, error)
+        for _ in range(2):
+            again(lambda: alone.submit(spec, task_id=task_id))
+        assert end(alone, task_id).status is TaskStatus.COMPLETED
+        assert int(alone.read_log(task_id).data) == LARGE_BYTES
+        assert starts(ssh_machines, task_id) == [machine.name]
+
+    at_once(trial)
 
 
-def test_a_fetch_that_breaks_in_the_middle_leaves_what_was_there(
-    alone: Provider, ssh_machines: Machines, tmp_path: Path, fault: Fault
-) -> None:
-    task_id = start(
-        alone, f'truncate -s {LARGE_BYTES} "$FLOW_TASK_DIR/made"; echo x >> "$FLOW_TASK_DIR/made"'
-    )
-    assert end(alone, task_id).status is TaskStatus.COMPLETED
-    into = tmp_path / "into"
-    into.write_text("before")
-    error = in_the_middle(ssh_machines["h1"], fault, lambda: alone.fetch(task_id, "made", into))
-    assert isinstance(error, ProviderUnavailable), repr(error)
-    assert into.read_text() == "before"
-    again(lambda: alone.fetch(task_id, "made", into))
-    assert into.stat().st_size == LARGE_BYTES + 2
-    assert list(tmp_path.glob("*into*")) == [into]
+def test_a_fetch_that_breaks_in_the_middle_leaves_what_was_there(at_once: AtOnce, tmp_path: Path) -> None:
+    def trial(alone: Provider, machine: Machine, fault: Fault) -> None:
+        task_id = start(
+            alone, f'truncate -s {LARGE_BYTES} "$FLOW_TASK_DIR/made"; echo x >> "$FLOW_TASK_DIR/made"'
+        )
+        assert end(alone, task_id).status is TaskStatus.COMPLETED
+        folder = tmp_path / machine.name
+        folder.mkdir()
+        into = folder / "into"
+        into.write_text("before")
+        error = in_the_middle(machine, fault, lambda: alone.fetch(task_id, "made", into))
+        assert isinstance(error, ProviderUnavailable), (machine.name, error)
+        assert into.read_text() == "before"
+        again(lambda: alone.fetch(task_id, "made", into))
+        assert into.stat().st_size == LARGE_BYTES + 2
+        assert list(folder.iterdir()) == [into]
+
+    at_once(trial)
