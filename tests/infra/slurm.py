@@ -68,7 +68,7 @@ JobAcctGatherParams=OverMemoryKill
 {nodes}
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=24:00:00 PriorityTier=10 State=UP
 PartitionName=spot Nodes=ALL MaxTime=24:00:00 PriorityTier=1 PreemptMode=REQUEUE State=UP
-PartitionName=cancelspot Nodes=ALL MaxTime=24:00:00 PriorityTier=1 PreemptMode=CANCEL GraceTime=2 State=UP
+PartitionName=cancelspot Nodes=ALL MaxTime=24:00:00 PriorityTier=1 PreemptMode=CANCEL GraceTime=5 State=UP
 """
 
 
