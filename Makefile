@@ -24,7 +24,7 @@ SHELL := bash
 PYTHON ?= python3
 JOBS   ?= 2
 HOSTS  := airflow prefect dagster
-SUITES := core faults ssh slurm demo airflow airflow-pg airflow-celery prefect dagster
+SUITES := core faults ssh slurm demo airflow airflow-pg airflow-celery airflow-3.1 prefect dagster
 
 env  = $(PYTHON) scripts/env.py
 core = .venvs/core/bin
@@ -136,6 +136,12 @@ test-airflow-pg:
 test-airflow-celery:
 	@$(env) airflow demo
 	.venvs/airflow/bin/python -m pytest tests/airflow/test_celery.py $(PYTEST_ARGS)
+
+# The older Airflows that are supported, of which `make test` runs the oldest: what depends on Airflow's version.
+.PHONY: test-airflow-3.1 test-airflow-3.2
+test-airflow-3.1 test-airflow-3.2: test-%:
+	@$(env) $* demo
+	.venvs/$*/bin/python -m pytest tests/airflow -m every_airflow --ignore tests/airflow/test_celery.py $(PYTEST_ARGS)
 
 # --- checks ----------------------------------------------------------------------------------------------------------
 # mypy sees the types of what is installed beside it, so each host's adapter is checked in that host's environment.

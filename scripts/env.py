@@ -60,6 +60,9 @@ ENVIRONMENTS = {
     for environment in (
         Environment("core"),
         Environment("airflow", extra="airflow"),
+        Environment("airflow-3.1", extra="airflow"),
+        # Airflow 3.2.2 allows every FastAPI, but its API server does not start with 0.137 and later.
+        Environment("airflow-3.2", extra="airflow", limits=("fastapi<0.137",)),
         # Prefect 3.8.8 allows every FastAPI below 1.0, but its server does not start with 0.151 and later.
         Environment("prefect", extra="prefect", limits=("fastapi<0.140",)),
         Environment("dagster", extra="dagster"),

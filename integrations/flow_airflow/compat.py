@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         AirflowTaskTimeout,
         TaskDeferralError,
         TaskDeferralTimeout,
+        TaskDeferred,
     )
     from airflow.sdk.serde import deserialize, serialize
 else:
@@ -23,6 +24,7 @@ else:
             AirflowTaskTimeout,
             TaskDeferralError,
             TaskDeferralTimeout,
+            TaskDeferred,
         )
         from airflow.sdk.serde import deserialize, serialize
     except ImportError:
@@ -32,6 +34,7 @@ else:
             AirflowTaskTimeout,
             TaskDeferralError,
             TaskDeferralTimeout,
+            TaskDeferred,
         )
         from airflow.serialization.serde import deserialize, serialize
 
@@ -57,6 +60,7 @@ __all__ = [
     "AirflowTaskTimeout",
     "TaskDeferralError",
     "TaskDeferralTimeout",
+    "TaskDeferred",
     "deserialize",
     "serialize",
     "supervisor_answers_threads",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,14 @@ import pytest
 # Unit tests import Airflow too; it must not look into, or write to, the user's home.
 os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="flow-airflow-unit-"))
 
+with warnings.catch_warnings():
+    # Airflow 3.1 is warned, and by itself, the first time that this is imported.
+    warnings.simplefilter("ignore")
+    from airflow.sdk import task as _task  # noqa: F401
+
 from tests.airflow.deployment import Database, Deployment, Executor
 from tests.airflow.harness import Airflow, Run, running_airflow
+from tests.airflow.in_process import environment
 from tests.infra.fixtures import unavailable
 from tests.infra.packages import Unavailable
 
@@ -42,6 +49,12 @@ def plan(home: Path, *, database: Database, executor: Executor = "LocalExecutor"
         return Deployment.plan(home, database=database, executor=executor)
     except Unavailable as reason:
         unavailable(reason)
+
+
+@pytest.fixture(scope="session")
+def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The variables of an Airflow without processes, for DAGs that run in one of their own: see `in_process`."""
+    return environment(tmp_path_factory.mktemp("airflow-home"))
 
 
 @pytest.fixture

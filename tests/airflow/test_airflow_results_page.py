@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.airflow.in_process import ROOT, environment, run_dag
+from tests.airflow.in_process import ROOT, run_dag
 from tests.repo.test_readme import example
 
 PAGE = (ROOT / "docs" / "airflow-results.md").read_text()
@@ -21,11 +21,6 @@ GIVEN: dict[str, dict[str, Any]] = {
     "Values": {"report": "the loss is 0.729"},
     "References": {"evaluate": 0.0, "look": ["loss"]},
 }
-
-
-@pytest.fixture(scope="module")
-def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return environment(tmp_path_factory.mktemp("airflow-home"))
 
 
 def test_every_example_is_run() -> None:

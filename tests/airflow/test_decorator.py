@@ -21,6 +21,7 @@ def run(airflow: Airflow) -> Run:
     return airflow.trigger("decorated")
 
 
+@pytest.mark.every_airflow
 @pytest.mark.parametrize(
     ("task_id", "value"),
     [
@@ -38,6 +39,7 @@ def test_a_function_of_the_dag_file_runs_with_all_it_refers_to(run: Run, task_id
     assert node.xcom() == (value.format(run_id=run.run_id) if isinstance(value, str) else value)
 
 
+@pytest.mark.every_airflow
 def test_a_mapped_and_deferred_function_gives_one_xcom_each(run: Run) -> None:
     for index in range(3):
         node = run.task("triple", index)

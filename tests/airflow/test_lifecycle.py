@@ -34,6 +34,7 @@ def test_clearing_a_task_ends_its_work_and_starts_anew(
     assert trail.read_text().splitlines() == [f"start {first}", f"tidied up {first}", f"start {second}"]
 
 
+@pytest.mark.every_airflow
 def test_a_clear_after_success_runs_the_work_again_in_a_run_that_had_ended(
     airflow: Airflow, trail: Path
 ) -> None:
@@ -46,6 +47,7 @@ def test_a_clear_after_success_runs_the_work_again_in_a_run_that_had_ended(
             until("the run goes on", lambda: task.run.state() not in ("success", "failed"))
 
 
+@pytest.mark.every_airflow
 def test_a_clear_after_success_runs_the_work_again_while_the_run_goes_on(
     airflow: Airflow, trail: Path
 ) -> None:

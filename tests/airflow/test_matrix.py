@@ -132,6 +132,7 @@ def test_the_page_shows_what_is_tested() -> None:
     assert PAGE.read_text() == page_with_table(), "write it anew: python -m tests.airflow table"
 
 
+@pytest.mark.every_airflow
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_what_becomes_of_the_work(matrix: Matrix, cell: Cell) -> None:
     seen = matrix.outcome(cell)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-from airflow.sdk.serde import deserialize, serialize
+import pytest
 
+from flow_airflow.compat import deserialize, serialize
 from flow_core import ObjectRef
 
 REF = ObjectRef(
@@ -13,6 +14,7 @@ REF = ObjectRef(
 )
 
 
+@pytest.mark.every_airflow
 def test_a_reference_is_the_same_after_a_round_through_an_xcom() -> None:
     pulled = deserialize(json.loads(json.dumps(serialize({"ref": REF, "all": [REF]}))))
     assert pulled == {"ref": REF, "all": [REF]}

@@ -22,6 +22,7 @@ def watching(airflow: Airflow, flow: Flow, tmp_path_factory: pytest.TempPathFact
     flow.cancel([good.task_id])
 
 
+@pytest.mark.every_airflow
 @pytest.mark.parametrize("task_id", ["poke", "reschedule", "deferred"])
 def test_a_sensor_hands_on_the_result(watching: Run, task_id: str) -> None:
     task = watching.task(task_id)

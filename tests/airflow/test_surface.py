@@ -69,6 +69,7 @@ def connected(airflow: Airflow, tmp_path_factory: pytest.TempPathFactory) -> Run
     return airflow.trigger("connected")
 
 
+@pytest.mark.every_airflow
 @pytest.mark.parametrize("task_id", ["sync", "deferred"])
 def test_a_task_works_where_its_connection_says(connected: Run, task_id: str) -> None:
     task = connected.task(task_id)

@@ -24,6 +24,7 @@ def watching(airflow: Airflow, flow: Flow) -> Iterator[Run]:
     long.cancel()
 
 
+@pytest.mark.every_airflow
 @pytest.mark.parametrize("task_id", ["from_trigger", "from_trigger_by_xcom"])
 def test_a_sensor_that_starts_in_the_triggerer_hands_on_the_result(watching: Run, task_id: str) -> None:
     task = watching.task(task_id)

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 from airflow.sdk import Asset
-from airflow.sdk.exceptions import TaskDeferred
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from structlog.testing import capture_logs
 
+from flow_airflow.compat import TaskDeferred
 from flow_airflow.telemetry import closing_line
 from flow_core import Flow
 from flow_core.models import Snapshot, TaskStatus

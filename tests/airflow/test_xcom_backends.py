@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from tests.airflow.in_process import ROOT, environment, run_dag
+from tests.airflow.in_process import ROOT, run_dag
 
 MOODY = """
 import os
@@ -36,11 +34,6 @@ def describe(value):
     with open(os.environ["SAID"], "a") as file:
         print(repr(load(value)), file=file)
 """
-
-
-@pytest.fixture(scope="module")
-def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return environment(tmp_path_factory.mktemp("airflow-home"))
 
 
 def test_when_the_backend_fails_a_retry_hands_the_same_result_on_and_the_work_is_not_repeated(

@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from airflow.sdk.serde import deserialize, serialize
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flow_airflow.compat import deserialize, serialize
 from flow_airflow.xcom_values import flaw, without_nan
 from flow_core import ObjectRef
 
