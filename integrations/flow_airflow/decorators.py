@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factory
 from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS
 
-from flow_airflow.arguments import plain, refuse_serialization
-from flow_airflow.nodes import Node
-from flow_airflow.operators import FIELDS, FlowTaskOperator
-from flow_airflow.results import ResultOperator
-from flow_airflow.sessions import call_in_session
-from flow_core.errors import SerializationError
+from flow_airflow.arguments import plain
+from flow_airflow.calls import FunctionOperator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,22 +17,20 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.sdk.bases.decorator import TaskDecorator
 
+    from flow_airflow.nodes import Node
     from flow_core import Flow, Task
 
 
-class FlowGPUDecoratedOperator(DecoratedOperator, ResultOperator, FlowTaskOperator):
+class FlowGPUDecoratedOperator(DecoratedOperator, FunctionOperator):
     """A call of a live function as an Airflow task: what `@task.flow_gpu` makes.
 
     The function travels by value with what it refers to: closures, and helpers and classes of the DAG file. What is
     installed travels by name, so the machine needs it too, and the same Python minor version. Airflow is not there:
     context variables are not filled in. Arguments may be anything that can be pickled; `serialization` governs the
-    value, JSON by default. What becomes of it as an XCom is ResultOperator's to say.
-
-    With `session`, the id of a FlowStartSessionOperator's session, the call runs on a warm worker there. It then waits
-    in Airflow's worker and is not deferred, its arguments travel as `serialization` says, and a retry makes it again.
+    value, JSON by default. What `session` means is FunctionOperator's to say.
     """
 
-    template_fields: Sequence[str] = ("op_args", "op_kwargs", "session", *FlowTaskOperator.template_fields)
+    template_fields: Sequence[str] = FunctionOperator.template_fields
     custom_operator_name = "@task.flow_gpu"
 
     def __init__(
@@ -45,46 +39,19 @@ class FlowGPUDecoratedOperator(DecoratedOperator, ResultOperator, FlowTaskOperat
         python_callable: Callable[..., Any],
         op_args: Collection[Any] | None = None,
         op_kwargs: Mapping[str, Any] | None = None,
-        serialization: Literal["json", "pickle"] = "json",
-        session: str | None = None,
         **kwargs: Any,
     ) -> None:
         _refuse_context(python_callable, len(op_args or ()), op_kwargs or {})
         super().__init__(python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, **kwargs)
-        self.serialization = serialization
-        self.session = session
-        refuse_serialization(self, serialization)
-        if session is not None and (given := [name for name in FIELDS if getattr(self, name) is not None]):
-            raise ValueError(
-                f"@task.flow_gpu {self.task_id!r}: {given[0]} is the session's to say, where its workers are started."
-            )
 
     @property
     def is_async(self) -> bool:
         """Whether Airflow's worker has to await something: the function runs elsewhere, whatever it is."""
         return False
 
-    def execute(self, context: Context) -> Any:
-        """Make the call, in a task of its own or in the session; return its value."""
-        if self.session is None:
-            return super().execute(context)
-        with self.leg(context, Node.from_context(context)) as flow:
-            self.log.info("Calling %s in session %s.", self.python_callable.__name__, self.session)
-            value = call_in_session(
-                flow,
-                self.session,
-                self.python_callable,
-                plain(list(self.op_args)),
-                plain(dict(self.op_kwargs)),
-                serialization=self.serialization,
-                by_reference=self.result_as == "reference",
-                check=self.check_stop,
-                show=lambda line: self.log.info("%s", line),
-            )
-            wrong = self.flaw_of(context, value)
-            if wrong is not None:
-                raise SerializationError(f"the result of the call cannot be an XCom: {wrong}")
-            return value
+    def callee(self, context: Context) -> Callable[..., Any]:  # noqa: ARG002  # what the other operator needs
+        """Return the function itself."""
+        return self.python_callable
 
     def submit(self, context: Context, flow: Flow, node: Node) -> Task:
         """Submit the call, under the node's key."""
@@ -99,10 +66,6 @@ class FlowGPUDecoratedOperator(DecoratedOperator, ResultOperator, FlowTaskOperat
             **self.task_fields(context, node),
         )
 
-    def reopen(self, flow: Flow, task_id: str) -> Task:
-        """Return the handle of the call's task."""
-        return flow.get_task(task_id, serialization=self.serialization, result=self.result_form)
-
 
 def flow_gpu_task(
     python_callable: Callable[..., Any] | None = None, multiple_outputs: bool | None = None, **kwargs: Any
@@ -110,7 +73,7 @@ def flow_gpu_task(
     """Make a function a task that runs on a machine with GPUs: `@task.flow_gpu(gpu="a100")`.
 
     Keywords are those of FlowGPUDecoratedOperator: the fields of TaskConfig, `provider`, `flow_conn_id`,
-    `deferrable`, `serialization`, `result_as`, and Airflow's own.
+    `deferrable`, `serialization`, `session`, `result_as`, and Airflow's own.
     """
     return task_decorator_factory(
         python_callable=python_callable,

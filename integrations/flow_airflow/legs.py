@@ -9,7 +9,7 @@ import time
 from abc import abstractmethod
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from airflow.configuration import conf
 from airflow.sdk import BaseOperator
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from flow_core import Flow, Task
+    from flow_core import Flow, Task, TaskStatus
+
+#: Whether a task is deferred unless it is told otherwise.
+DEFERRABLE = conf.getboolean("operators", "default_deferrable", fallback=False)
 
 #: Under this name Airflow 3.3 remembers, across tries and clears, which key a task instance last worked
 #: under.
@@ -72,7 +75,7 @@ class FlowOperator(TellsLineage, BaseOperator):
         *,
         provider: str | None = None,
         flow_conn_id: str | None = None,
-        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        deferrable: bool = DEFERRABLE,
         defer_after_s: float = 10.0,
         hold_event_s: float = 10.0,
         poll_interval_s: float = 2.0,
@@ -110,6 +113,13 @@ class FlowOperator(TellsLineage, BaseOperator):
     def value(self, context: Context, task: Task) -> Any:  # noqa: ARG002  # for subclasses
         """Return what an ended task hands on. Raises what says how it failed."""
         return task.result(timeout=0)
+
+    #: What the triggerer waits for: the task's end, or only its start.
+    waits_until: Literal["ended", "started"] = "ended"
+
+    def done(self, status: TaskStatus) -> bool:
+        """Whether a task with this status is what `follow` waits for, and no failure."""
+        return status.succeeded
 
     @property
     def machines(self) -> int:
@@ -165,17 +175,15 @@ class FlowOperator(TellsLineage, BaseOperator):
             return self._without_event(context, error)
 
     def _without_event(self, context: Context, error: TaskDeferralTimeout | TaskDeferralError) -> Any:
-        """Return the result if the work has ended well, though the trigger could not say so; else raise `error`.
+        """Return the result if the work is done, though the trigger could not say so; else raise `error`.
 
         A time that is up ends the work; after a trigger's failure a retry adopts it.
         """
-        from flow_core.models import TaskStatus
-
         node = Node.from_context(context)
         with self.leg(context, node) as flow:
             task = flow.find(node.key)
-            if task is not None and task.status is TaskStatus.COMPLETED:
-                self.log.warning("The work has ended well, but its trigger has not said so: %s", error)
+            if task is not None and self.done(task.status):
+                self.log.warning("The work is done, but its trigger has not said so: %s", error)
                 task = self.reopen(flow, task.task_id)
                 # From the start: how much of it the trigger has shown went with its word.
                 return self.follow(context, task, TaskLog(task, nodes=self.machines))
@@ -263,7 +271,7 @@ class FlowOperator(TellsLineage, BaseOperator):
             self.check_stop()
             self._show(log)
             if not ended and self.deferrable and time.monotonic() >= defer_at:
-                self._defer(context, task, log)
+                self.go_on_deferred(context, task, log.offsets)
         self._leave_notes(context)
         self._close(task)
         value = self.written = self.value(context, task)
@@ -298,7 +306,8 @@ class FlowOperator(TellsLineage, BaseOperator):
             if log.caught_up:
                 return
 
-    def _defer(self, context: Context, task: Task, log: TaskLog) -> NoReturn:
+    def go_on_deferred(self, context: Context, task: Task, log_offsets: list[int] | None) -> NoReturn:
+        """Leave the waiting to the triggerer, which shows the output from there on; none of it for None."""
         self._leave_notes(context)
         deadline = self._deadline(context)
         left = None if deadline is None else max(1.0, deadline - time.time())
@@ -308,10 +317,11 @@ class FlowOperator(TellsLineage, BaseOperator):
                 flow_task_id=task.task_id,
                 provider=self.provider,
                 flow_conn_id=self.flow_conn_id,
-                log_offsets=log.offsets,
+                log_offsets=log_offsets,
                 deadline=deadline,
                 hold_s=self.hold_event_s,
                 poll_interval_s=self.poll_interval_s,
+                until=self.waits_until,
             ),
             method_name="execute_complete",
             timeout=None if left is None else timedelta(seconds=left + _TRIGGERER_GRACE_S),

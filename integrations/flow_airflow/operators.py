@@ -4,100 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from flow_airflow.arguments import beside_dag_file, plain, refuse_serialization, text, texts
-from flow_airflow.legs import FlowOperator
-from flow_airflow.results import ResultOperator
-from flow_airflow.tracing import TRACEPARENT, HandedOn, handed_on
+from flow_airflow.arguments import beside_dag_file, plain, text
+from flow_airflow.calls import FunctionOperator, function_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from airflow.sdk import Context
 
     from flow_airflow.nodes import Node
     from flow_core import Flow, Task
-    from flow_core.models import MountSpec, VolumeSpec
-
-#: TaskConfig's fields that are passed on as they are, whatever the task is; None stands for "not given".
-FIELDS = (
-    *("gpu", "instance_type", "min_gpu_memory_gb", "memory_mb", "env", "image", "working_dir", "volumes"),
-    "data_mounts",
-    *("max_price_per_hour", "max_run_time_hours", "region", "num_instances", "ssh_keys", "ports"),
-)
 
 #: The ways to say what a command is, of which a node has one; a function is the other way.
 _COMMANDS = ("command", "shell", "script")
 
 
-class FlowTaskOperator(FlowOperator):
-    """An operator whose task is described by the fields of TaskConfig, under their names there.
-
-    All of them are templated and take XComArgs, at any depth; text that a template makes of a number is read
-    as one. A template that ends in ".sh" is text like any other, not the name of a file.
-    """
-
-    template_fields: Sequence[str] = ("name", "labels", "provider", "flow_conn_id", *FIELDS)
-
-    def __init__(  # noqa: PLR0913  # TaskConfig's fields, one by one, so that editors and Airflow's mapping know them
-        self,
-        *,
-        gpu: str | None = None,
-        instance_type: str | None = None,
-        min_gpu_memory_gb: int | None = None,
-        memory_mb: int | None = None,
-        name: str | None = None,
-        env: Mapping[str, str] | None = None,
-        image: str | None = None,
-        working_dir: str | None = None,
-        volumes: Sequence[VolumeSpec | Mapping[str, Any]] | None = None,
-        data_mounts: Sequence[MountSpec | Mapping[str, Any]] | None = None,
-        max_price_per_hour: float | None = None,
-        max_run_time_hours: float | None = None,
-        region: str | None = None,
-        num_instances: int | None = None,
-        ssh_keys: Sequence[str] | None = None,
-        ports: Sequence[int] | None = None,
-        labels: Mapping[str, str] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.gpu = gpu
-        self.instance_type = instance_type
-        self.min_gpu_memory_gb = min_gpu_memory_gb
-        self.memory_mb = memory_mb
-        self.name = name
-        self.env = env
-        self.image = image
-        self.working_dir = working_dir
-        self.volumes = volumes
-        self.data_mounts = data_mounts
-        self.max_price_per_hour = max_price_per_hour
-        self.max_run_time_hours = max_run_time_hours
-        self.region = region
-        self.num_instances = num_instances
-        self.ssh_keys = ssh_keys
-        self.ports = ports
-        self.labels = labels
-
-    @property
-    def machines(self) -> int:
-        """The number of machines whose output there is."""
-        return int(self.num_instances or 1)
-
-    def task_fields(self, context: Context, node: Node) -> dict[str, Any]:
-        """Return the fields of the node's TaskConfig, without what it runs."""
-        fields = {name: plain(value) for name in FIELDS if (value := getattr(self, name)) is not None}
-        fields["name"] = self.name or node.name
-        traced = HandedOn()
-        if self.env is None or isinstance(self.env, Mapping):
-            own = texts(self.env or {})
-            traced = traced if TRACEPARENT in own else handed_on(context)
-            fields["env"] = {**traced.env, **own}
-        fields["labels"] = {**node.labels, **traced.labels, **(self.labels or {})}
-        return fields
-
-
-class FlowGPUOperator(ResultOperator, FlowTaskOperator):
+class FlowGPUOperator(FunctionOperator):
     """Run a command, or one function of a plain Python file, on a machine with GPUs.
 
     Give exactly one of
@@ -106,7 +30,8 @@ class FlowGPUOperator(ResultOperator, FlowTaskOperator):
       TaskConfig. The XCom is the last line of output, as BashOperator has it.
     - `module` and `function` with `op_args` and `op_kwargs`, JSON values all. The XCom is what the function
       returns. The file needs no import of ours or of Airflow. Without `code_root` the one file travels, with
-      it the folder. `serialization="pickle"` lets the value be anything that Airflow can store as an XCom.
+      it the folder. `serialization="pickle"` lets the value be anything that Airflow can store as an XCom. With
+      `session` the call runs on a warm worker, see FunctionOperator; the one file travels there as well.
 
     `code_root`, and `module` without it, may be relative to the DAG file. `provider` and every field of
     TaskConfig (`gpu`, `env`, `volumes`, `max_run_time_hours` …) mean what they mean in `flow_core`; code is
@@ -116,8 +41,8 @@ class FlowGPUOperator(ResultOperator, FlowTaskOperator):
     """
 
     template_fields: Sequence[str] = (
-        *(*_COMMANDS, "module", "function", "op_args", "op_kwargs", "code_root", "upload_code"),
-        *FlowTaskOperator.template_fields,
+        *(*_COMMANDS, "module", "function", "code_root", "upload_code"),
+        *FunctionOperator.template_fields,
     )
     template_fields_renderers = dict.fromkeys(_COMMANDS, "bash") | {"op_args": "json", "op_kwargs": "json"}
 
@@ -131,7 +56,6 @@ class FlowGPUOperator(ResultOperator, FlowTaskOperator):
         function: str | None = None,
         op_args: Sequence[Any] | None = None,
         op_kwargs: Mapping[str, Any] | None = None,
-        serialization: Literal["json", "pickle"] = "json",
         code_root: str | Path | None = None,
         upload_code: bool | str | None = None,
         **kwargs: Any,
@@ -144,7 +68,6 @@ class FlowGPUOperator(ResultOperator, FlowTaskOperator):
         self.function = function
         self.op_args = op_args
         self.op_kwargs = op_kwargs
-        self.serialization = serialization
         self.code_root = code_root
         self.upload_code = upload_code
         self._refuse_contradictions()
@@ -164,9 +87,22 @@ class FlowGPUOperator(ResultOperator, FlowTaskOperator):
                 f"{who}: op_args and op_kwargs go with module and function; a command takes a list of "
                 "arguments, or env."
             )
-        refuse_serialization(self, self.serialization)
+        where = [name for name in ("code_root", "upload_code") if getattr(self, name) is not None]
+        if self.session is not None and (self.module is None or where):
+            raise ValueError(
+                f"{who}: a session takes calls of module and function, without {(where or given)[0]}. Its workers get "
+                "the one file; what else it imports has to be on their machine."
+            )
 
     # -- what the legs ask for
+
+    def callee(self, context: Context) -> Callable[..., Any]:
+        """Return what calls the function of the module where it runs."""
+        assert self.module is not None and self.function is not None
+        module = self.module
+        return function_of(
+            beside_dag_file(context, module) if module.endswith(".py") else module, self.function
+        )
 
     def submit(self, context: Context, flow: Flow, node: Node) -> Task:
         """Submit the command or the call, under the node's key."""
@@ -193,10 +129,6 @@ class FlowGPUOperator(ResultOperator, FlowTaskOperator):
         if isinstance(self.command, Sequence) and not isinstance(self.command, str):
             fields["command"] = [text(one) for one in self.command]
         return flow.run(flow.configure(None, fields), idempotency_key=node.key)
-
-    def reopen(self, flow: Flow, task_id: str) -> Task:
-        """Return the handle of the command's or call's task."""
-        return flow.get_task(task_id, serialization=self.serialization, result=self.result_form)
 
     def outcome(self, task: Task) -> Any:
         """Return what the function returned, or the last line that the command printed."""

@@ -64,19 +64,36 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class News:
-    """What has happened to a task: further `lines`, its end, or that nothing can be learnt at the moment."""
+    """What has happened to a task: further `lines`, what was waited for, or that nothing can be learnt now."""
 
     lines: Sequence[Line] = ()
-    ended: Snapshot | None = None
+    arrived: Snapshot | None = None
     trouble: str = ""
+
+
+def ended(status: TaskStatus) -> bool:
+    """Whether a task has ended, however."""
+    return status.final
+
+
+def started(status: TaskStatus) -> bool:
+    """Whether a task runs, or has ended already."""
+    return status is TaskStatus.RUNNING or status.final
 
 
 class Watch:
     """A task that somebody waits for. `news` may be called by one at a time."""
 
-    def __init__(self, task_id: str, interval_s: float, open_output: Callable[[], TaskLines] | None) -> None:
+    def __init__(
+        self,
+        task_id: str,
+        interval_s: float,
+        open_output: Callable[[], TaskLines] | None = None,
+        until: Callable[[TaskStatus], bool] = ended,
+    ) -> None:
         self.task_id = task_id
         self.interval_s = interval_s
+        self.until = until
         #: Resolved once no further news will come.
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         #: Whether what was told so far has been dealt with: until then no more output is read.
@@ -141,13 +158,19 @@ class Poller:
 
     @asynccontextmanager
     async def watch(
-        self, task_id: str, *, interval_s: float, output: Callable[[], TaskLines] | None = None
+        self,
+        task_id: str,
+        *,
+        interval_s: float,
+        until: Callable[[TaskStatus], bool] = ended,
+        output: Callable[[], TaskLines] | None = None,
     ) -> AsyncIterator[Watch]:
         """Yield a Watch, whose news are looked for every `interval_s`, or more often where another wants that.
 
+        There are news until the task has a status for which `until` holds, as it does for every final one.
         `output` makes, in another thread, what takes the task's output; without it, that is not read.
         """
-        watch = Watch(task_id, interval_s, output)
+        watch = Watch(task_id, interval_s, output, until)
         self._watches[watch] = None
         if self._asking is None or self._asking.done():
             self._asking = _apart(self._ask_repeatedly())
@@ -199,10 +222,10 @@ class Poller:
     def _tell(self, watches: list[Watch], look: _Look) -> None:
         for watch in watches:
             seen = look.seen.get(watch.task_id)
-            ended = seen if seen is not None and seen.status.final else None
+            arrived = seen if seen is not None and watch.until(seen.status) else None
             lines = look.lines.get(watch, ())
-            if lines or ended:
-                watch.tell(News(lines, ended), last=ended is not None)
+            if lines or arrived:
+                watch.tell(News(lines, arrived), last=arrived is not None)
 
     def _tell_trouble(self, watches: list[Watch], trouble: str) -> None:
         """Tell of an outage when it begins, and when it is over."""

@@ -7,7 +7,7 @@ tries again, or clears the failed task, collects it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.configuration import conf
@@ -22,6 +22,8 @@ from flow_core import ObjectRef
 from flow_core.errors import FlowError, ResultError, SerializationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from airflow.sdk import Context
 
     from flow_airflow.nodes import Node
@@ -101,9 +103,10 @@ class ResultOperator(FlowOperator):
             raise SerializationError(
                 f"the result of Flow task {task.task_id} cannot be an XCom: {error.message}", suggestions=ways
             ) from error
-        return self._checked(context, task, value)
+        return self.checked(context, value, partial(_refused, task_id=task.task_id))
 
-    def _checked(self, context: Context, task: Task, value: Any) -> Any:
+    def checked(self, context: Context, value: Any, refused: Callable[[Flaw], SerializationError]) -> Any:
+        """Return the XCom that a value becomes. Raises what `refused` makes of the part that no XCom can take."""
         if not self.do_xcom_push:
             return value
         if self.nan_as_none:
@@ -113,7 +116,7 @@ class ResultOperator(FlowOperator):
                 self.log.warning("%s%s: no number. None is handed on in its place.", replaced[0], more)
         wrong = self.flaw_of(context, value)
         if wrong is not None:
-            raise _refused(wrong, task.task_id)
+            raise refused(wrong)
         if value is None and context["ti"].map_index is not None and context["ti"].map_index >= 0:
             # Airflow stores no None, and the list of what a mapped task returned would be one shorter.
             context["ti"].xcom_push(key=_RETURN_VALUE, value=None)

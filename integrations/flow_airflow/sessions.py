@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from flow_airflow.arguments import plain, texts
 from flow_airflow.cancelling import FlowCancelOperator
 from flow_airflow.legs import FlowOperator, ends_within
-from flow_core.errors import FlowError, FlowTimeoutError, SessionClosedError
+from flow_core import TaskStatus
+from flow_core.errors import FlowError, SessionClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from airflow.sdk import Context
 
     from flow_airflow.logs import TaskLog
     from flow_airflow.nodes import Node
-    from flow_core import Flow, Future, Task
+    from flow_core import Flow, Task
     from flow_core.models import MountSpec, VolumeSpec
 
 #: The options of a session that are passed on as they are; None stands for "not given".
@@ -42,8 +41,10 @@ class FlowStartSessionOperator(FlowOperator):
     The options are those of `flow_core.Session`: each of the `workers` has a `gpu` of its own. The session is there
     when this task succeeds, and belongs to nobody: it ends when it is closed, when nothing has been called for
     `idle_limit_s` (an hour unless given), or after `max_run_time_hours`, whatever becomes of Airflow. Until the machine
-    is there this task waits in its worker; it is not deferred.
+    is there this task waits: in its worker, or with `deferrable` in the triggerer.
     """
+
+    waits_until = "started"
 
     template_fields: Sequence[str] = ("name", "labels", "provider", "flow_conn_id", *_OPTIONS)
 
@@ -92,9 +93,9 @@ class FlowStartSessionOperator(FlowOperator):
         return Session.start(flow=flow, idempotency_key=node.key, **options)
 
     def follow(self, context: Context, task: Task, log: TaskLog) -> str:  # noqa: ARG002  # what the legs give
-        """Wait for the machine; return the session's id."""
-        told = ""
-        while not task.is_running:
+        """Wait for the machine, or defer; return the session's id."""
+        told, defer_at = "", time.monotonic() + self.defer_after_s
+        while not self.done(task.status):
             if ends_within(task, _LOOK_S):
                 raise _ended(task)
             self.check_stop()
@@ -102,7 +103,13 @@ class FlowStartSessionOperator(FlowOperator):
             if said != told:
                 self.log.info("Session %s: %s.", task.task_id, said)
                 told = said
+            if self.deferrable and time.monotonic() >= defer_at:
+                self.go_on_deferred(context, task, log_offsets=None)
         return task.task_id
+
+    def done(self, status: TaskStatus) -> bool:
+        """Whether the session takes calls."""
+        return status is TaskStatus.RUNNING
 
 
 class FlowCloseSessionOperator(FlowCancelOperator):
@@ -128,43 +135,3 @@ def _ended(task: Task) -> FlowError:
         f"session {task.task_id} has ended already: it was closed, or idle for too long",
         suggestions=["Clear this task: that starts a new session."],
     )
-
-
-def call_in_session(  # noqa: PLR0913  # what a call is, and how it is waited for
-    flow: Flow,
-    session_id: str,
-    function: Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    *,
-    serialization: Literal["json", "pickle"],
-    by_reference: bool,
-    check: Callable[[], None],
-    show: Callable[[str], None],
-) -> Any:
-    """Call a live function on a worker of a session, one that the fewest others use; return its value, or a reference.
-
-    `check` is called every half second. When it raises, or anything else does, the call is cancelled; the session goes
-    on. `show` gets each line that the call has printed, at the end. Raises SessionClosedError when the session has
-    ended, and what the call raises.
-    """
-    from flow_core import Session
-
-    with Session.from_id(session_id, flow=flow) as session:
-        future: Any = session.function(serialization=serialization)(function).remote(*args, **kwargs)
-        try:
-            _wait(future, check)
-            return future.object_ref() if by_reference else future.result()
-        except BaseException:
-            future.cancel()
-            raise
-        finally:
-            for line in future.logs().splitlines():
-                show(line)
-
-
-def _wait(future: Future, check: Callable[[], None]) -> None:
-    while not future.done():
-        with suppress(FlowTimeoutError):
-            future.exception(_LOOK_S)
-        check()

@@ -13,7 +13,7 @@ from flow_airflow.channel import shared_channel
 from flow_airflow.compat import TRIGGERER_CALLS_ON_KILL
 from flow_airflow.hooks import opener
 from flow_airflow.logs import TaskLines, fitting
-from flow_airflow.poller import Poller, shared_poller
+from flow_airflow.poller import Poller, ended, shared_poller, started
 from flow_airflow.shown import offsets_shown, origin, worker_log
 
 if TYPE_CHECKING:
@@ -37,12 +37,14 @@ class FlowEvent(TypedDict):
     """What the trigger tells the worker. Airflow keeps it in its database: it holds no result and no text."""
 
     flow_task_id: str
-    outcome: Literal["ended", "deadline"]
+    outcome: Literal["ended", "deadline"]  # of the waiting
     log_offsets: list[int]
 
 
 class FlowTaskTrigger(BaseTrigger):
     """Fires when a Flow task has ended, or at `deadline` (Unix time), when it also cancels the task.
+
+    With `until="started"` it fires when the task runs, or has ended without that.
 
     Until then the task's output goes to the Airflow task's log, from `log_offsets` on; None leaves it out.
     The first event is held back for `hold_s`: Airflow fails a task whose trigger fires before the scheduler
@@ -53,7 +55,7 @@ class FlowTaskTrigger(BaseTrigger):
     `poll_interval_s`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what is stored of it, one by one
         self,
         *,
         flow_task_id: str,
@@ -64,6 +66,7 @@ class FlowTaskTrigger(BaseTrigger):
         hold_s: float = 10.0,
         poll_interval_s: float = 2.0,
         cancel_on_kill: bool = True,
+        until: Literal["ended", "started"] = "ended",
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         # Not `task_id`: the triggerer writes Airflow's own there.
@@ -75,6 +78,7 @@ class FlowTaskTrigger(BaseTrigger):
         self.hold_s = hold_s
         self.poll_interval_s = poll_interval_s
         self.cancel_on_kill = cancel_on_kill
+        self.until = until
         #: Up to here each machine's output is in the log.
         self._shown = list(log_offsets or [])
 
@@ -89,6 +93,7 @@ class FlowTaskTrigger(BaseTrigger):
             "hold_s": self.hold_s,
             "poll_interval_s": self.poll_interval_s,
             "cancel_on_kill": self.cancel_on_kill,
+            "until": self.until,
         }
         return f"{__name__}.{type(self).__name__}", arguments
 
@@ -122,7 +127,10 @@ class FlowTaskTrigger(BaseTrigger):
     async def _wait(self) -> FlowEvent:
         poller, output = self._poller(), None if self.log_offsets is None else self._open_output
         outcome: Literal["ended", "deadline"] = "ended"
-        async with poller.watch(self.flow_task_id, interval_s=self.poll_interval_s, output=output) as watch:
+        until = started if self.until == "started" else ended
+        async with poller.watch(
+            self.flow_task_id, interval_s=self.poll_interval_s, until=until, output=output
+        ) as watch:
             left = None if self.deadline is None else max(0.0, self.deadline - time.time())
             try:
                 await asyncio.wait_for(self._follow(watch), left)
@@ -134,15 +142,15 @@ class FlowTaskTrigger(BaseTrigger):
         return FlowEvent(flow_task_id=self.flow_task_id, outcome=outcome, log_offsets=self._shown)
 
     async def _follow(self, watch: Watch) -> None:
-        """Show the output until the task has ended."""
-        ended = False
-        while not ended:
+        """Show the output until what is waited for has come."""
+        arrived = False
+        while not arrived:
             news = await watch.news()
             if news.trouble:
                 self.log.warning("%s", news.trouble)
             if news.lines:
                 await self._show_until_over(watch, news.lines)
-            ended = news.ended is not None
+            arrived = news.arrived is not None
 
     async def _show_until_over(self, watch: Watch, lines: Sequence[Line]) -> None:
         """Show lines, but once the task has ended only for a moment longer: the worker shows the rest."""

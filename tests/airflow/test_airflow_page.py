@@ -21,7 +21,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "Functions of the DAG file": {"scale": 3.5, "total": 21},
     "Many at once": {"best": 0.031},
     "Results": {"norm": 6250.0, "count": 100_000},
-    "Warm workers": {"same": True},
+    "Warm workers": {"same": True, "train": {"loss": 0.729}},
     "Waiting for a task": {"trained": {"loss": 0.729}},
     "Ending tasks": {"end": []},
     "Volumes": {"read": "kept"},

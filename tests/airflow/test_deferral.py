@@ -63,6 +63,15 @@ async def test_the_trigger_shows_the_output_and_fires_at_the_end(
     assert ["two" in shown[0], "three" in shown[1], len(shown)] == [True, True, 2]
 
 
+async def test_a_trigger_can_wait_for_the_start_alone(flow: Flow) -> None:
+    task = flow.run(["sleep", "60"], upload_code=False)
+    event = await event_of(
+        FlowTaskTrigger(flow_task_id=task.task_id, until="started", hold_s=0, poll_interval_s=0.1)
+    )
+    assert event["outcome"] == "ended"
+    assert flow.get_task(task.task_id).is_running
+
+
 async def test_the_first_event_is_held_back(flow: Flow) -> None:
     task = flow.run(["true"], upload_code=False)
     task.wait(30)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from flow_airflow.logs import TaskLines
-from flow_airflow.poller import OUTPUT_BYTES, Poller, shared_poller
+from flow_airflow.poller import OUTPUT_BYTES, Poller, shared_poller, started
 from flow_core.errors import AuthenticationError, ProviderUnavailable
 from flow_core.models import LogChunk, LogPosition, Snapshot, TaskStatus
 
@@ -88,8 +88,8 @@ async def told(poller: Poller, task_id: str, interval_s: float = 0.01, *, output
         while True:
             news = await watch.news()
             heard += [line.text for line in news.lines] + [news.trouble] * bool(news.trouble)
-            if news.ended is not None:
-                return [*heard, news.ended.status.value]
+            if news.arrived is not None:
+                return [*heard, news.arrived.status.value]
 
 
 async def test_many_waiters_cost_one_poll_and_one_reading_per_tick() -> None:
@@ -105,6 +105,22 @@ async def test_many_waiters_cost_one_poll_and_one_reading_per_tick() -> None:
     assert max(len(one) for one in backend.polls) == max(len(one) for one in backend.reads) == 1000
     assert len(backend.polls) < 200
     assert len(backend.reads) <= len(backend.polls)
+
+
+async def test_who_waits_for_the_start_only_is_told_when_the_task_runs_or_has_ended_without() -> None:
+    backend = Backend(status={"a": TaskStatus.PENDING, "b": TaskStatus.PENDING})
+    poller = poller_of(backend)
+    async with (
+        poller.watch("a", interval_s=0.01, until=started) as first,
+        poller.watch("b", interval_s=0.01, until=started) as second,
+    ):
+        while len(backend.polls) < 3:
+            await asyncio.sleep(0.01)
+        assert not first.over.done()
+        backend.status = {"a": TaskStatus.RUNNING, "b": TaskStatus.FAILED}
+        for watch, status in ((first, "running"), (second, "failed")):
+            arrived = (await watch.news()).arrived
+            assert arrived is not None and arrived.status.value == status
 
 
 async def test_only_what_was_added_is_read_and_what_has_not_started_is_not() -> None:

@@ -15,6 +15,7 @@ def run(airflow: Airflow) -> Run:
     return started
 
 
+@pytest.mark.every_airflow
 def test_calls_of_many_tasks_share_the_workers_of_one_session(run: Run) -> None:
     found = []
     for index in range(4):
@@ -27,6 +28,18 @@ def test_calls_of_many_tasks_share_the_workers_of_one_session(run: Run) -> None:
     assert len({(one["pid"], one["loaded"], one["gpu"]) for one in found}) == len(
         {one["pid"] for one in found}
     )
+
+
+@pytest.mark.every_airflow
+def test_a_function_of_a_file_is_loaded_once_per_worker(run: Run) -> None:
+    found = []
+    for index in range(3):
+        node = run.task("loaded", index)
+        assert node.ended() == "success", node.log()
+        found.append(node.xcom())
+    pids = {one["pid"] for one in found}
+    assert len({(one["pid"], one["at"]) for one in found}) == len(pids) <= 2
+    assert run.task("total").xcom() == 3.5
 
 
 def test_a_call_hands_on_a_reference_that_outlives_its_session(run: Run) -> None:
@@ -59,6 +72,28 @@ def test_a_call_that_a_user_ends_is_stopped_and_its_session_goes_on(airflow: Air
     assert session.is_running
     session.cancel()
     session.wait(30)
+
+
+@pytest.mark.every_airflow
+def test_a_session_waits_for_its_machine_in_the_triggerer(airflow: Airflow, flow: Flow) -> None:
+    other = flow.run(["sleep", "600"], gpu="4xa100", upload_code=False)
+    try:
+        until("the GPUs are taken", lambda: flow.get_task(other.task_id).is_running, 60)
+        given_up, start = (airflow.trigger("session_to_wait_for").task("start") for _ in range(2))
+        for one in (given_up, start):
+            one.reaches("deferred")
+        session = flow.get_task(given_up.xcom("flow_task_id"))
+        given_up.mark("failed")
+        session.wait(60)
+        assert session.status is TaskStatus.CANCELLED
+        assert start.state() == "deferred"
+    finally:
+        other.cancel()
+    assert start.ended() == "success", start.log()
+    session = flow.get_task(start.xcom())
+    assert session.is_running
+    session.cancel()
+    session.wait(60)
 
 
 def test_a_call_in_a_session_that_has_ended_fails_without_a_retry(airflow: Airflow, flow: Flow) -> None:

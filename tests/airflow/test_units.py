@@ -248,7 +248,7 @@ def test_a_command_that_looks_like_a_file_name_is_not_read_as_one(arguments: dic
 
 def test_a_way_to_send_values_that_there_is_not_is_refused() -> None:
     with pytest.raises(ValueError, match="serialization='yaml' is neither 'json' nor 'pickle'"):
-        FlowGPUOperator(task_id="node", module="a.py", function="f", serialization="yaml")  # type: ignore[arg-type]
+        FlowGPUOperator(task_id="node", module="a.py", function="f", serialization="yaml")
 
 
 # -- the link

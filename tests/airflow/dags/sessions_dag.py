@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow.sdk import DAG, task
 
-from flow_airflow import FlowCloseSessionOperator, FlowStartSessionOperator
+from flow_airflow import FlowCloseSessionOperator, FlowGPUOperator, FlowStartSessionOperator
 
 
 def warm_model() -> float:
@@ -50,11 +50,28 @@ with DAG("sessions", default_args={"retries": 0}):
     def breaks(rows: Any) -> None:
         raise ValueError("no such token")
 
+    (
+        FlowGPUOperator.partial(
+            task_id="loaded", module="work.py", function="loaded", session=session
+        ).expand(op_args=[[], [], []])
+        >> close
+    )
+    (
+        FlowGPUOperator(
+            task_id="total", module="work.py", function="total", op_args=[[1, 2.5]], session=session
+        )
+        >> close
+    )
     embedded = embed.expand(number=[1, 2, 3, 4])
     referred: Any = large()
     length(referred) >> close
     referred >> close
     breaks(embedded) >> close
+
+with DAG("session_to_wait_for", default_args={"retries": 0}):
+    FlowStartSessionOperator(
+        task_id="start", gpu="a100", idle_limit_s=120, deferrable=True, defer_after_s=0, hold_event_s=5
+    )
 
 with DAG("in_session", default_args={"retries": 0}):
 

@@ -9,6 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+_LOADED = time.time()
+
+
+def loaded() -> dict[str, float]:
+    """Say when this file was imported, and by which process."""
+    return {"pid": os.getpid(), "at": _LOADED}
+
 
 def echo(value: Any = None, *more: Any) -> Any:
     """Return what was given."""
