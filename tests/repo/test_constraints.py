@@ -17,6 +17,8 @@ FILES = sorted((ROOT / "constraints").glob("*"))
 
 def test_there_is_one_file_for_each_environment() -> None:
     assert [file.name for file in FILES] == [
+        "airflow-3.1.txt",
+        "airflow-3.2.txt",
         "airflow.txt",
         "bench-airflow.txt",
         "bench.txt",
