@@ -68,6 +68,7 @@ class FunctionOperator(ResultOperator, FlowTaskOperator):
 
     @property
     def _who(self) -> str:
+        """How messages name this operator."""
         return f"{self.operator_name} {self.task_id!r}"
 
     @abstractmethod
@@ -178,7 +179,7 @@ def function_of(module: str | Path, name: str) -> Callable[..., Any]:
                 made.__file__ = file
                 linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
                 try:
-                    exec(compile(source, file, "exec"), vars(made))  # noqa: S102
+                    exec(compile(source, file, "exec", dont_inherit=True), vars(made))  # noqa: S102
                 except BaseException:
                     del sys.modules[known_as]
                     raise

@@ -46,7 +46,7 @@ class FlowGPUOperator(FunctionOperator):
     )
     template_fields_renderers = dict.fromkeys(_COMMANDS, "bash") | {"op_args": "json", "op_kwargs": "json"}
 
-    def __init__(  # noqa: PLR0913  # likewise
+    def __init__(  # noqa: PLR0913  # one by one, so that editors and Airflow's mapping know them
         self,
         *,
         command: str | Sequence[str] | None = None,
@@ -73,7 +73,7 @@ class FlowGPUOperator(FunctionOperator):
         self._refuse_contradictions()
 
     def _refuse_contradictions(self) -> None:
-        who = f"{type(self).__name__} {self.task_id!r}"
+        who = self._who
         given = [name for name in (*_COMMANDS, "module") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(

@@ -20,8 +20,9 @@ MODULE = """
 import math
 made = []
 
-def count(step=1):
+def count(step: int = 1):
     print("counting")
+    assert count.__annotations__["step"] is int
     made.append(step)
     return {"calls": len(made), "sum": math.fsum(made)}
 
