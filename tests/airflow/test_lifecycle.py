@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.airflow.harness import Airflow, TaskRun, until
-from tests.airflow.held import pids
+from tests.airflow.held import let_end, pids
 
 
 def started(trail: Path, count: int = 1) -> int:
@@ -23,12 +23,13 @@ def long(airflow: Airflow, dag_id: str, trail: Path, seconds: float) -> TaskRun:
 def test_clearing_a_task_ends_its_work_and_starts_anew(
     airflow: Airflow, trail: Path, dag_id: str, state: str
 ) -> None:
-    task = long(airflow, dag_id, trail, 20)
+    task = long(airflow, dag_id, trail, 300)
     first = started(trail)
     task.reaches(state)
     until("the output is in the log while the work runs", lambda: "half second 3" in task.log())
     task.run.clear("work")
     second = started(trail, 2)
+    let_end(trail)
     assert task.ended() == "success", task.log()
     assert task.xcom() == {"starts": 2, "pid": second}
     assert trail.read_text().splitlines() == [f"start {first}", f"tidied up {first}", f"start {second}"]
@@ -64,11 +65,13 @@ def test_a_clear_after_success_runs_the_work_again_while_the_run_goes_on(
 
 
 def test_a_deferred_task_survives_an_orderly_restart_of_the_triggerer(airflow: Airflow, trail: Path) -> None:
-    task = long(airflow, "long_deferred", trail, 20)
+    task = long(airflow, "long_deferred", trail, 300)
     pid = started(trail)
     task.reaches("deferred")
     airflow.control("stop", "triggerer")
     airflow.control("start", "triggerer")
+    until("the triggerer runs", airflow.healthy)
+    let_end(trail)
     assert task.ended(150) == "success", task.log()
     assert task.info["try_number"] == 1
     assert task.xcom() == {"starts": 1, "pid": pid}

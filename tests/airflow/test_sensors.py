@@ -10,16 +10,27 @@ import pytest
 from flow_core import Flow
 from tests.airflow.deployment import DAGS
 from tests.airflow.harness import Airflow, Run
+from tests.airflow.held import let_end
 
 
 @pytest.fixture(scope="module")
 def watching(airflow: Airflow, flow: Flow, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     trail: Path = tmp_path_factory.mktemp("sensors") / "trail"
     work = str(DAGS / "work.py")
-    good = flow.invoke_async(work, "long", [str(trail), 15])
+    good = flow.invoke_async(work, "long", [str(trail), 600])
     bad = flow.invoke_async(work, "fail", [str(trail)])
-    yield airflow.trigger("sensors", watch=good.task_id, watch_failed=bad.task_id)
-    flow.cancel([good.task_id])
+    run = airflow.trigger("sensors", watch=good.task_id, watch_failed=bad.task_id)
+    try:
+        for task_id, waits in (
+            ("poke", "running"),
+            ("reschedule", "up_for_reschedule"),
+            ("deferred", "deferred"),
+        ):
+            run.task(task_id).reaches(waits)
+        let_end(trail)
+        yield run
+    finally:
+        flow.cancel([good.task_id])
 
 
 @pytest.mark.every_airflow

@@ -51,7 +51,7 @@ def note(trail: str, what: str) -> None:
 
 
 def long(trail: str, seconds: float) -> dict[str, Any]:
-    """Work for a while and say so. Asked to stop, take two seconds to tidy up."""
+    """Work for a while, or until the file `TRAIL.go` is there, and say so. Asked to stop, tidy up for two seconds."""
 
     def tidy_up(*_signal: Any) -> None:
         time.sleep(2)
@@ -61,6 +61,8 @@ def long(trail: str, seconds: float) -> dict[str, Any]:
     signal.signal(signal.SIGTERM, tidy_up)
     starts = leave_mark(trail)
     for second in range(int(seconds * 2)):
+        if Path(trail + ".go").exists():
+            break
         print(f"half second {second}", flush=True)
         time.sleep(0.5)
     return {"starts": starts, "pid": os.getpid()}
