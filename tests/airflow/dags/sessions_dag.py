@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, task
@@ -68,10 +69,9 @@ with DAG("sessions", default_args={"retries": 0}):
     referred >> close
     breaks(embedded) >> close
 
-with DAG("session_to_wait_for", default_args={"retries": 0}):
-    FlowStartSessionOperator(
-        task_id="start", gpu="a100", idle_limit_s=120, deferrable=True, defer_after_s=0, hold_event_s=5
-    )
+# A try that Airflow fails although its trigger has fired is adopted by the next one.
+with DAG("session_to_wait_for", default_args={"retries": 1, "retry_delay": timedelta(seconds=1)}):
+    FlowStartSessionOperator(task_id="start", gpu="a100", idle_limit_s=300, deferrable=True, defer_after_s=0)
 
 with DAG("in_session", default_args={"retries": 0}):
 
