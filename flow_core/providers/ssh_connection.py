@@ -33,6 +33,9 @@ _AGAIN_S, _AGAIN_AT_MOST_S = 1.0, 20.0
 #: How long somebody who asks for such a host waits for a call that is under way: enough for a refusal or a success.
 _WAIT_S = 0.5
 
+#: How long the exit code of a program that was to become an agent is waited for (seconds).
+_EXIT_CODE_S = 2.0
+
 
 @dataclass(frozen=True)
 class Outage:
@@ -174,6 +177,7 @@ class HostTransport(Reconnecting):
         words = [failed.printed]
         with contextlib.suppress(OSError):
             words.append(channel.recv_stderr(4000).decode("utf-8", "replace").strip())
+        channel.status_event.wait(_EXIT_CODE_S)  # it may come a moment after the last words
         code = channel.recv_exit_status() if channel.exit_status_ready() else None
         channel.close()
         printed = " | ".join(word for word in words if word)
