@@ -16,6 +16,7 @@ from .light import libc
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import ClassVar
 
 _IN_NONBLOCK, _IN_CLOEXEC, _IN_MOVED_TO = 0o4000, 0o2000000, 0x80
 
@@ -28,8 +29,13 @@ class FolderBell:
 
     _free = threading.Semaphore(8)  # a user has a hundred for all programs together
 
-    def __init__(self, descriptor: int) -> None:
+    _spare: ClassVar[
+        list[int]
+    ] = []  # one that is kept: the kernel takes ten milliseconds and more to close one
+
+    def __init__(self, descriptor: int, watches: list[int]) -> None:
         self._descriptor = descriptor
+        self._watches = watches
 
     @classmethod
     def on(cls, folders: Iterable[str | os.PathLike[str]]) -> FolderBell | None:
@@ -37,18 +43,33 @@ class FolderBell:
         paths = [os.fsencode(folder) for folder in folders]
         if len(paths) > _MOST_FOLDERS or not cls._free.acquire(blocking=False):
             return None
-        try:
-            descriptor = libc("inotify_init1", _IN_NONBLOCK | _IN_CLOEXEC)
-        except OSError:  # another system
-            descriptor = -1
+        descriptor = cls._opened()
         if descriptor < 0:
             cls._free.release()
             return None
-        bell = cls(descriptor)
-        if any(libc("inotify_add_watch", descriptor, path, _IN_MOVED_TO) < 0 for path in paths):
+        watches = [libc("inotify_add_watch", descriptor, path, _IN_MOVED_TO) for path in paths]
+        bell = cls(descriptor, watches)
+        if any(watch < 0 for watch in watches):
             bell.close()
             return None
         return bell
+
+    @classmethod
+    def _opened(cls) -> int:
+        try:
+            return cls._spare.pop()
+        except IndexError:
+            pass
+        try:
+            return libc("inotify_init1", _IN_NONBLOCK | _IN_CLOEXEC)
+        except OSError:  # another system
+            return -1
+
+    @classmethod
+    def in_child(cls) -> None:
+        """Leave the spare one to the process that this one was forked from."""
+        while cls._spare:
+            os.close(cls._spare.pop())
 
     def fileno(self) -> int:
         """Return what can be read when there is something to hear."""
@@ -56,15 +77,28 @@ class FolderBell:
 
     def heard(self) -> bool:
         """Take in what there is to hear; return whether a task has ended."""
+        return b"exit.json" in self._news()
+
+    def _news(self) -> bytes:
         try:
-            return b"exit.json" in os.read(self._descriptor, 65536)
+            return os.read(self._descriptor, 65536)
         except BlockingIOError:
-            return False
+            return b""
 
     def close(self) -> None:
         """Hear no more."""
-        os.close(self._descriptor)
+        for watch in self._watches:
+            libc("inotify_rm_watch", self._descriptor, watch)
+        while self._news():  # also of the watches' own end
+            pass
+        if self._spare:
+            os.close(self._descriptor)
+        else:
+            self._spare.append(self._descriptor)
         self._free.release()
+
+
+os.register_at_fork(after_in_child=FolderBell.in_child)
 
 
 def await_end(home: str, task_ids: list[str], patience_s: float) -> bool:

@@ -66,6 +66,7 @@ def test_where_there_is_none_a_wait_ends_all_the_same(
         raise OSError(f"no {name}")
 
     monkeypatch.setattr(bells, "libc", missing)
+    monkeypatch.setattr(FolderBell, "_spare", [])
     monkeypatch.chdir(tmp_path)
     flow = Flow("local")
     assert flow.provider.bell([]) is None
@@ -77,15 +78,52 @@ def test_a_folder_that_is_not_there_and_an_id_that_is_none_have_no_bell(home: Pa
     assert Flow("local").provider.bell(["no id"]) is None
 
 
-def test_a_process_takes_only_a_few_of_the_systems_and_gives_them_back(tmp_path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+def heard_by(pid: int | str) -> int:
+    """How many of the system's descriptors for hearing of files a process has."""
+    links = [Path(f"/proc/{pid}/fd", name) for name in os.listdir(f"/proc/{pid}/fd")]
+    return sum(link.is_symlink() and "inotify" in os.readlink(link) for link in links)
+
+
+def test_a_process_takes_only_a_few_of_the_systems_and_keeps_one(tmp_path: Path) -> None:
     bells = []
     while (bell := FolderBell.on([tmp_path])) is not None:
         bells.append(bell)
     assert len(bells) == 8
     for bell in bells:
         bell.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert heard_by("self") == 1
     again = FolderBell.on([tmp_path])
-    assert again is not None
+    assert again is not None and heard_by("self") == 1
     again.close()
+
+
+def test_who_listens_next_hears_nothing_of_what_was_before(tmp_path: Path) -> None:
+    first, second = tmp_path / "1", tmp_path / "2"
+    for folder in (first, second):
+        folder.mkdir()
+    bell = FolderBell.on([first, tmp_path])
+    assert bell is not None
+    for moment in ("before", "after"):
+        (first / moment).touch()
+        (first / moment).rename(first / "exit.json")
+        if moment == "before":
+            bell.close()
+            bell = FolderBell.on([second])
+            assert bell is not None
+        assert not bell.heard()
+    (second / "draft").touch()
+    (second / "draft").rename(second / "exit.json")
+    assert bell.heard()
+    second.rename(tmp_path / "gone")  # with what it listens to
+    bell.close()
+
+
+def test_a_forked_process_does_not_listen_with_its_parents(bell: FolderBell, tmp_path: Path) -> None:
+    spare = FolderBell.on([tmp_path])
+    assert spare is not None
+    spare.close()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(heard_by("self"))
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == heard_by("self") - 1
