@@ -159,4 +159,4 @@ def test_an_interrupt_of_a_run_that_nobody_can_continue_cancels_its_task(folder:
             process.kill()
     [task] = Flow().list_tasks()
     assert task.status is TaskStatus.CANCELLED
-    assert not processes_under(home)
+    until(lambda: not processes_under(home), seconds=10)
