@@ -64,9 +64,9 @@ def _make(root: Path, release: str) -> None:
     # Releases that are newer than debootstrap have no script there: the one of unstable serves all of them.
     script = Path("/usr/share/debootstrap/scripts") / release
     more = [] if script.exists() else [str(script.with_name("sid"))]
-    run = subprocess.run(
-        ["debootstrap", "--variant=minbase", release, str(draft), _mirror(), *more], check=False
-    )
+    # The release's own Python brings the libraries that ours needs.
+    options = ["--variant=minbase", "--include=python3"]
+    run = subprocess.run(["debootstrap", *options, release, str(draft), _mirror(), *more], check=False)
     if run.returncode != 0:
         shutil.rmtree(draft, ignore_errors=True)
         raise Unavailable(f"debootstrap could not make {release}")

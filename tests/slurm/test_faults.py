@@ -296,9 +296,8 @@ def happen(bench: Bench, rows: dict[str, Row]) -> None:
         spec = bench.spec(row.task_id, ready(bench, row.task_id))
         bench.provider(**row.settings).submit(spec, task_id=row.task_id)
     jobs = [bench.started(row.task_id) for row in rows.values()]
-    bench.cluster.command(
-        "scontrol", "update", f"jobid={jobs[0]}", "endtime=now"
-    )  # a minute is the least limit
+    # The least limit is a minute, and so this one comes to an end now.
+    bench.cluster.command("scontrol", "update", f"jobid={jobs[0]}", "endtime=now")
     begin = time.monotonic()
     bench.cluster.kill_slurmd("n2")
     bench.cluster.crash_node("n3")
