@@ -16,7 +16,20 @@ import tempfile
 import threading
 from typing import Any, Callable, NamedTuple
 
-from . import bell, blobs, cluster, frames, inventory, logs, machine, notes, proc, slurm_look, slurm_tools
+from . import (
+    bell,
+    blobs,
+    cluster,
+    frames,
+    inventory,
+    logs,
+    machine,
+    moves,
+    notes,
+    proc,
+    slurm_look,
+    slurm_tools,
+)
 from .machine import Refused
 
 #: A client asks for a sign of life far more often; one that is silent for so long is gone and nobody told us.
@@ -219,9 +232,26 @@ def _whole(files: list[dict[str, Any]], data: bytes) -> list[dict[str, Any]]:
     return whole
 
 
-def start(home: str, task_id: str, *, files: list[dict[str, Any]], data: bytes = b"", **how: Any) -> None:
+def start(home: str, task_id: str, *, files: list[dict[str, Any]], data: bytes = b"", **how: Any) -> bool:
     """Do `notes.start`; a file with `size` has its content in `data`, one after the other."""
-    notes.start(home, task_id, files=_whole(files, data), **how)
+    return notes.start(home, task_id, files=_whole(files, data), **how)
+
+
+def pack(home: str, task_id: str) -> Answer:
+    """Do `moves.pack`."""
+    return Answer(*moves.pack(home, task_id))
+
+
+def prepare(
+    home: str, task_id: str, *, files: list[dict[str, Any]], data: bytes = b"", **how: Any
+) -> str | None:
+    """Do `moves.prepare`; a file with `size` has its content in `data`, one after the other."""
+    return moves.prepare(home, task_id, files=_whole(files, data), **how)
+
+
+def adopt(home: str, task_id: str, *, files: list[dict[str, Any]], data: bytes = b"", **how: Any) -> None:
+    """Do `moves.adopt`; a file with `size` has its content in `data`, one after the other."""
+    moves.adopt(home, task_id, files=_whole(files, data), **how)
 
 
 def slurm_submit(home: str, tasks: list[dict[str, Any]], *, data: bytes = b"", **how: Any) -> None:
@@ -267,13 +297,21 @@ VERBS: dict[str, Callable[..., Any]] = {
     "put_note": notes.put,
     "start": start,
     "watch": notes.watch,
+    "queue": moves.queue,
+    "pack": pack,
+    "prepare": prepare,
+    "withdraw": moves.withdraw,
+    "settle": moves.settle,
+    "abandon": moves.abandon,
+    "adopt": adopt,
+    "clear": moves.clear,
     "slurm_submit": slurm_submit,
     "slurm_look": slurm_look.look,
     "slurm_cancel": cluster.dequeue,
     "slurm_nodes": slurm_tools.nodes,
     "slurm_setting": slurm_tools.setting,
 }
-_WITH_DATA = frozenset({"run", "write", "create", "keep_blob", "start", "slurm_submit"})
+_WITH_DATA = frozenset({"run", "write", "create", "keep_blob", "start", "prepare", "adopt", "slurm_submit"})
 
 
 def perform(verb: str, args: dict[str, Any], data: bytes = b"") -> Answer:

@@ -36,6 +36,7 @@ RECORDS = frozenset({"spec.json", "claimed", "alive", "started.json", "exit.json
 
 _SWEEP_EVERY_S = 3600.0
 _MOST_LOG_BYTES = 1024 * 1024
+_MOVED_S = 90 * 86400.0
 _DRAFT_S = 86400.0  # a submit that still copies its files is younger
 
 
@@ -121,7 +122,7 @@ def install(home: str, sources: dict[str, bytes]) -> str:
             _write(os.path.join(draft, "flow_runner", name), data, 0o644)
         start = b"import sys\n\nfrom flow_runner.main import main\n\nsys.exit(main(sys.argv))\n"
         _write(os.path.join(draft, "__main__.py"), start, 0o644)
-        _appear(draft, target)
+        appear(draft, target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
@@ -153,20 +154,34 @@ def create(
     folder = place(home, task_id)
     if os.path.isdir(folder):
         return False
-    private(os.path.dirname(folder))
-    draft = tempfile.mkdtemp(prefix=".new-", dir=os.path.dirname(folder))
+    made = draft(home, task_id, job=job, spec=spec, files=files)
+    try:
+        return appear(made, folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def draft(
+    home: str, task_id: str, *, job: dict[str, Any], spec: dict[str, Any], files: list[dict[str, Any]]
+) -> str:
+    """Write a task's folder beside its place; return its path. Raises as `create` does."""
+    shelf = os.path.dirname(place(home, task_id))
+    private(shelf)
+    made = tempfile.mkdtemp(prefix=".new-", dir=shelf)
     try:
         for file in files:
-            _put(home, draft, file)
-        task.reserve(draft)
+            _put(home, made, file)
+        task.reserve(made)
         for name, record in (("job.json", job), ("spec.json", spec)):
-            _write(os.path.join(draft, name), encode(record).encode(), 0o600)
-        return _appear(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+            _write(os.path.join(made, name), encode(record).encode(), 0o600)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    return made
 
 
-def _appear(draft: str, target: str) -> bool:
+def appear(draft: str, target: str) -> bool:
+    """Give a folder its name; False when there is one of this name already."""
     try:
         os.rename(draft, target)
     except OSError:
@@ -222,6 +237,7 @@ class Launch:
 
     def __init__(self, home: str, task_id: str, job: dict[str, Any]) -> None:
         wait, self._go = os.pipe()
+        self.place = ""  # in the queue
         inherited = [wait]
         try:
             if not os.path.isfile(sys.executable):  # the shell below would not tell
@@ -230,9 +246,9 @@ class Launch:
             argv.append(str(wait))
             if job["gpu"] is not None:
                 label = "{}.{}".format(task_id, job["gpu"]["count"])
-                name, ticket = slots.take_ticket(job["gpu"]["queue"], label)
+                self.place, ticket = slots.take_ticket(job["gpu"]["queue"], label)
                 inherited.append(ticket)
-                argv += [name, str(ticket)]
+                argv += [self.place, str(ticket)]
             # The shell leaves the runner to the system at once: it is nobody's child here and cannot become a zombie.
             subprocess.run(
                 ["/bin/sh", "-c", '"$@" 2>>"$0" &', os.path.join(home, "runner.log"), *argv],
@@ -253,14 +269,15 @@ class Launch:
             for ticket in inherited[1:]:
                 slots.hand_over(ticket)
 
-    def go(self) -> None:
-        """Let it look for its folder; where there is none, it leaves."""
+    def go(self) -> bool:
+        """Let it look for its folder; where there is none, it leaves. False when it is gone already."""
         try:
             os.write(self._go, b".")
-        except BrokenPipeError:  # it is gone already; whoever waits for the task will notice
-            pass
+        except BrokenPipeError:  # whoever waits for the task will notice
+            return False
         finally:
             os.close(self._go)
+        return True
 
     def __enter__(self) -> None:
         return None
@@ -443,24 +460,32 @@ def _living(home: str) -> int:
 # -- ending
 
 
-def cancel(home: str, task_ids: list[str]) -> None:
-    """Ask tasks to stop (`task.ask_to_stop`); unknown ids are left alone."""
-    for folder in _known(home, task_ids):
-        task.ask_to_stop(folder)
+def cancel(home: str, task_ids: list[str]) -> list[str]:
+    """Ask tasks to stop (`task.ask_to_stop`); unknown ids are left alone. Return those that have been moved away."""
+    return [task_id for task_id, folder in _known(home, task_ids) if not task.ask_to_stop(folder)]
 
 
-def release(home: str, task_ids: list[str]) -> None:
-    """Remove all but the records of ended tasks; others are left alone."""
-    for folder in _known(home, task_ids):
+def release(home: str, task_ids: list[str]) -> list[str]:
+    """Remove all but the records of ended tasks; others are left alone. Return those that have been moved away."""
+    elsewhere = []
+    for task_id, folder in _known(home, task_ids):
         if os.path.exists(os.path.join(folder, "exit.json")):
             strip(folder)
+        elif task.moved(folder) is not None:
+            elsewhere.append(task_id)
+    return elsewhere
 
 
 def strip(folder: str) -> None:
     """Remove all but the records of a task; the mark comes first, so an interrupted release is repeated."""
     os.close(os.open(os.path.join(folder, "released"), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    remove_all_but(RECORDS, folder)
+
+
+def remove_all_but(kept: frozenset[str], folder: str) -> None:
+    """Remove what is in a folder, all but these names."""
     for entry in os.scandir(folder):
-        if entry.name in RECORDS:
+        if entry.name in kept:
             continue
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path, ignore_errors=True)
@@ -468,11 +493,11 @@ def strip(folder: str) -> None:
             _remove(entry.path)
 
 
-def _known(home: str, task_ids: list[str]) -> list[str]:
+def _known(home: str, task_ids: list[str]) -> list[tuple[str, str]]:
     folders = []
     for task_id in task_ids:
         try:
-            folders.append(existing(home, task_id))
+            folders.append((task_id, existing(home, task_id)))
         except Refused:
             continue
     return folders
@@ -497,9 +522,10 @@ def sweep(home: str, retention_s: float) -> None:
             if attempt.name.startswith(".new-"):  # of a submit that was killed
                 _remove_older(attempt.path, now - _DRAFT_S)
                 continue
-            ended = (task.read_json(attempt.path, "exit.json") or {}).get("ended_at", now)
+            last = task.read_json(attempt.path, "exit.json") or task.read_json(attempt.path, "cleared") or {}
+            ended = last.get("ended_at", now)
             if now - ended > retention_s:
-                _remove_task(attempt.path)
+                _retire(attempt.path, now - ended - retention_s)
     for blob in _entries(os.path.join(home, "blobs")):
         _remove_older(
             blob.path, now - (_DRAFT_S if blob.name.startswith(".") else max(retention_s, _DRAFT_S))
@@ -511,6 +537,15 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         return list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _retire(folder: str, overdue_s: float) -> None:
+    """Remove a task. Of one that came from another machine the record stays: nobody may bring it once more."""
+    if (task.read_json(folder, "spec.json") or {}).get("moves") and overdue_s < _MOVED_S:
+        if not any(os.path.exists(os.path.join(folder, name)) for name in ("released", "moved")):
+            strip(folder)
+        return
+    _remove_task(folder)
 
 
 def _remove_task(folder: str) -> None:

@@ -76,7 +76,7 @@ class Runner:
         self._on_tick(number, _frame)
 
     def _on_tick(self, _number: int, _frame: FrameType | None) -> None:
-        if self.waiting and (self.signal or self.asked_to_stop()):
+        if self.waiting and (self.signal or self.asked_to_stop() or task.moved(self.folder)):
             self.waiting = False
             raise Stopped
 
@@ -141,6 +141,8 @@ class Runner:
             granted = self.wait_for_start(ticket)
         except Stopped:
             return self.end(*self._why_stopped())
+        if not task.stay(self.folder):  # moved at this very moment: it starts there, and ends there
+            return self.end("moved", None, None, "")
         try:
             self.begin(granted)
         except StartFailed as error:

@@ -57,6 +57,9 @@ def put(home: str, task_id: str, note: dict[str, Any], replace: bool = False) ->
     machine.private(os.path.dirname(path))
     text = json.dumps({**note, "task_id": task_id})
     if replace:
+        there = task.read_json(*os.path.split(path)) or {}
+        if there.get("moves", 0) > note.get("moves", 0):  # news of a move that is overtaken by the next one
+            return there
         draft = f"{path}.{os.urandom(6).hex()}"
         _appear(draft, text)
         os.rename(draft, path)
@@ -99,8 +102,9 @@ def of_task(home: str, task_id: str) -> dict[str, Any] | None:
 def look(home: str, digests: list[str], devices: list[str] | None = None) -> dict[str, Any]:
     """Gather what a submitter must know before it places tasks with these keys.
 
-    {keys: {digest: {tasks: {attempt: {task_id, gone}}, notes: {attempt: note}}}, survey: what goes on here, with
-    `devices`}. A task is gone when it has ended and its last process has, too.
+    {keys: {digest: {tasks: {attempt: {task_id, gone, moves, moved}}, notes: {attempt: note}}}, survey: what goes on
+    here, with `devices`}. A task is gone when it has ended and its last process has, too; `moved` says where one is
+    that was here.
     """
     answer: dict[str, Any] = {"keys": {digest: _look(home, digest) for digest in digests}}
     if devices is not None:
@@ -114,7 +118,8 @@ def _look(home: str, digest: str) -> dict[str, Any]:
         folder = os.path.join(home, "tasks", digest, str(number))
         spec = task.read_json(folder, "spec.json")
         if spec is not None:
-            found[str(number)] = {"task_id": spec["task_id"], "gone": _gone(folder)}
+            about = {"moves": spec.get("moves", 0), "moved": task.moved(folder)}
+            found[str(number)] = {"task_id": spec["task_id"], "gone": gone(folder), **about}
     return {"tasks": found, "notes": of_key(home, digest)}
 
 
@@ -126,24 +131,35 @@ def start(
     spec: dict[str, Any],
     files: list[dict[str, Any]],
     retention_s: float,
-) -> None:
-    """Make the task's folder and start its runner, unless that has been done.
+) -> bool:
+    """Make the task's folder and start its runner, unless that has been done. False: it has been moved away.
 
     Where there is a note it must be a fresh one: those who watch have given up the submitter of an old one, and may
     have said so. Raises Refused (missing, unavailable).
     """
     sweep(home, retention_s)
-    if not os.path.isdir(machine.place(home, task_id)):
+    folder = machine.place(home, task_id)
+    if not os.path.isdir(folder):
         note = of_task(home, task_id)
+        if (
+            note is not None
+            and note.get("moves", 0)
+            and identity(home) not in [one["id"] for one in note["hosts"]]
+        ):
+            return False
         if note is not None and note["age_s"] > UNSTARTED_S - 20.0:
             raise machine.Refused(
                 "unavailable", f"task {task_id} was placed here too long ago", ("Submit it again.",)
             )
         machine.create(home, task_id, job=job, spec=spec, files=files)
+    if task.moved(folder) is not None:
+        return False
     machine.launch(home, task_id)
+    return True
 
 
-def _gone(folder: str) -> bool:
+def gone(folder: str) -> bool:
+    """Whether a task has ended, and its last process, too."""
     task.probe(folder)  # buries what nobody else has
     if not os.path.exists(os.path.join(folder, "exit.json")):
         return False
@@ -151,17 +167,28 @@ def _gone(folder: str) -> bool:
 
 
 def watch(home: str, task_ids: list[str], known: dict[str, int]) -> dict[str, Any]:
-    """Return what is known of each task: {facts, seen}, {same} when `known` has the number `seen`, {note}, or {}."""
+    """Return what is known of each task: {facts, seen}, {same} when `known` has the number `seen`, {note}, or {}.
+
+    Of one that has been moved away: {facts, moved: where it is, cleared: whether it has arrived there}.
+    """
     answer: dict[str, Any] = {}
     for task_id, facts in machine.poll(home, task_ids).items():
         if facts is None:
             answer[task_id] = _from_note(home, task_id)
             continue
+        moved = facts.pop("moved")
         facts["spec"] = {
             "placed": facts["spec"].get("placed"),
+            "moves": facts["spec"].get("moves", 0),
+            "moved_from": facts["spec"].get("moved_from"),
+            "movable": "among" in facts["spec"],
             "submitted_at": facts["spec"]["submitted_at"],
             "spec": {name: facts["spec"]["spec"][name] for name in _SHOWN},
         }
+        if moved is not None:
+            cleared = os.path.exists(os.path.join(machine.place(home, task_id), "cleared"))
+            answer[task_id] = {"facts": facts, "moved": moved, "cleared": cleared}
+            continue
         seen = zlib.crc32(json.dumps(facts, sort_keys=True).encode())
         answer[task_id] = {"same": True} if known.get(task_id) == seen else {"facts": facts, "seen": seen}
     return answer

@@ -70,10 +70,28 @@ def _tickets(queue: str) -> list[str]:
     return sorted(name for name in os.listdir(queue) if name[0] != ".")
 
 
+def line(queue: str) -> list[str]:
+    """Return the names of the living tickets, in order."""
+    names = _tickets(queue) if os.path.isdir(queue) else []
+    return [name for name in names if is_held(os.path.join(queue, name))]
+
+
+def label(ticket: str) -> str:
+    """Return what a ticket was taken for."""
+    return ticket.partition(".")[2]
+
+
 def waiting(queue: str) -> list[str]:
     """Return the labels of the living tickets, in order."""
-    names = _tickets(queue) if os.path.isdir(queue) else []
-    return [name.partition(".")[2] for name in names if is_held(os.path.join(queue, name))]
+    return [label(name) for name in line(queue)]
+
+
+def age_s(queue: str, ticket: str) -> float:
+    """Return how long ago a ticket was taken; 0 for one that is gone."""
+    try:
+        return time.time() - os.stat(os.path.join(queue, ticket)).st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def leave(queue: str, name: str, ticket: int) -> None:

@@ -18,6 +18,10 @@ exit.json       the last word; written under another name, then renamed
 incarnation.N   the scheduler's N-th restart of the task has been claimed
 interrupted     a runner was ended by its scheduler, which alone knows why, and whether the task starts again
 released        the host has stored the results; the folder holds no more than its records
+here            space kept for `moved`, of a task that may go to another machine while it waits
+stays           what `here` becomes before the command starts, or the task ends: it can never go any more
+moved           what `here` becomes otherwise: where the task is now. It neither starts nor ends here
+cleared         it has arrived there; the folder holds no more than its records
 =============== ==================================================================================
 """
 
@@ -38,6 +42,9 @@ if TYPE_CHECKING:
 
 RESERVE_BYTES = 16384
 _CLAIM_BYTES = 512
+
+#: Of `here`.
+MOVE_BYTES = 2048
 
 #: How long after its submission a task may be without a runner, which takes a tenth of a second to start (seconds).
 #: Later the runner has died before it could say so (a reboot, no memory), and nobody would ever tell.
@@ -187,8 +194,46 @@ def _make(folder: str, name: str, value: dict[str, Any]) -> bool:
     return True
 
 
+def stay(folder: str) -> bool:
+    """Decide that the task stays in this folder, before it starts or ends. False: it has been moved away.
+
+    Of this and `move_away` one wins: both rename the same file. Needs no space on the disk.
+    """
+    try:
+        os.rename(os.path.join(folder, "here"), os.path.join(folder, "stays"))
+    except FileNotFoundError:  # decided already, or one that never moves
+        return not os.path.exists(os.path.join(folder, "moved"))
+    return True
+
+
+def move_away(folder: str, record: dict[str, Any]) -> dict[str, Any] | None:
+    """Decide that the task is somewhere else from now on; return where that is, None when it stays here.
+
+    After return the decision survives a loss of power. Only the first one counts: it may not be the caller's.
+    """
+    try:
+        _overwrite(folder, "here", "moved", record, durable=True)
+    except FileNotFoundError:
+        pass
+    found = moved(folder)
+    if found is not None:
+        directory = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    return found
+
+
+def moved(folder: str) -> dict[str, Any] | None:
+    """Return where the task has been moved to, None while it is here."""
+    return read_json(folder, "moved")
+
+
 def finish(folder: str, record: dict[str, Any]) -> bool:
     """Write the exit record if there is none. Return whether ours became the last word."""
+    if not stay(folder):
+        return False
     try:
         _overwrite(folder, "reserve", "exit.json", record, durable=True)
     except FileNotFoundError:
@@ -211,26 +256,32 @@ def exit_record(
     }
 
 
-def ask_to_stop(folder: str) -> None:
+def ask_to_stop(folder: str) -> bool:
     """Ask a task to stop. After return the wish is on the disk and the runner, if there is one, has been told.
 
-    A task that no runner has claimed is ended here and now; one that has ended is left alone.
+    A task that no runner has claimed is ended here and now; one that has ended is left alone. Return False when the
+    task has been moved away: it must be asked where it is now.
     """
     if read_json(folder, "exit.json") is not None:
-        return
+        return True
+    if moved(folder) is not None:
+        return False
     with open(os.open(os.path.join(folder, "cancel"), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600), "w"):
         pass
+    if not stay(folder):  # it was moved meanwhile, and nobody there has seen the wish
+        return False
     for _ in range(100):  # a runner that is between lock and claim needs a moment
         owner = owner_of(folder)
         if owner is not None:
             if proc.state(owner) == "alive":
-                _signal(owner, signal.SIGTERM)
+                tell(owner, signal.SIGTERM)
             else:
                 bury(folder)
-            return
+            return True
         if _close(folder, exit_record("cancelled", message="cancelled before it started")):
-            return
+            return True
         time.sleep(0.02)
+    return True
 
 
 def _close(folder: str, record: dict[str, Any]) -> bool:
@@ -244,7 +295,7 @@ def _close(folder: str, record: dict[str, Any]) -> bool:
         proc.unlock(lock)
 
 
-def _signal(owner: dict[str, Any], number: int) -> None:
+def tell(owner: dict[str, Any], number: int) -> None:
     """Signal exactly the described process: with a pidfd where the system has it, so that no reused pid is hit."""
     pid = int(owner["pid"])
     try:
@@ -328,7 +379,7 @@ def probe(folder: str) -> dict[str, Any] | None:
     owner = owner_of(folder)
     if owner is not None and read_json(folder, "exit.json") is None and proc.state(owner) != "alive":
         bury(folder)
-    if owner is None and time.time() - spec.get("submitted_at", 0.0) > UNCLAIMED_S:
+    if owner is None and time.time() - spec.get("moved_at", spec.get("submitted_at", 0.0)) > UNCLAIMED_S:
         _close_unclaimed(folder)
     return gather(folder)
 
@@ -341,11 +392,13 @@ def gather(folder: str) -> dict[str, Any] | None:
     ended = read_json(folder, "exit.json")  # before the rest, which is then all there
     if ended is None and not os.path.exists(os.path.join(folder, "spec.json")):
         return None  # swept at this moment
+    started = read_json(folder, "started.json")
     return {
         "spec": spec,
         "claimed": os.path.exists(os.path.join(folder, "claimed")),
         "cancel": os.path.exists(os.path.join(folder, "cancel")),
-        "started": read_json(folder, "started.json"),
+        "moved": moved(folder) if started is None and ended is None else None,
+        "started": started,
         "exit": ended,
         "released": os.path.exists(os.path.join(folder, "released")),
     }
