@@ -199,6 +199,8 @@ def _verdict(facts: Mapping[str, Any]) -> tuple[TaskStatus, str, str]:
         return TaskStatus.RUNNING, "cancelling" if facts["cancel"] else "", ""
     if facts["cancel"]:
         return TaskStatus.PENDING, "cancelling", ""
+    if facts.get("moved"):
+        return TaskStatus.PENDING, "queued", f"moved to host {facts['moved']['to']['name']}"
     if facts["claimed"]:
         return TaskStatus.PENDING, "queued", "waiting for its turn"
     return TaskStatus.PENDING, "queued", "submitted; no runner has taken it yet"

@@ -2,7 +2,8 @@
 
 What a machine does for its tasks is what this one does for its own (`flow_core.runner.machine`), through an agent at
 the other end of one connection per host. GPUs are shared out by each host itself, in order of arrival; a task goes to
-the host where it gets its turn first, as far as can be told when it is submitted, and stays there.
+the host where it gets its turn first, as far as can be told when it is submitted. While it waits, whoever watches may
+move it to a host that is free before (`ssh_moves`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from flow_core.providers import folder as folders
 from flow_core.providers import ssh_orders
 from flow_core.providers.spi import Provider
 from flow_core.providers.ssh_bell import HostsBell
-from flow_core.providers.ssh_fleet import Fleet
+from flow_core.providers.ssh_fleet import Fleet, Heard
 from flow_core.providers.ssh_hosts import Host, together
 from flow_core.providers.ssh_places import (
     Looks,
@@ -32,6 +33,7 @@ from flow_core.providers.ssh_places import (
     choose,
     held_by_the_attempt_before,
     told,
+    whereabouts,
 )
 from flow_core.providers.ssh_shell import SSHSessions, SSHShell
 from flow_core.providers.ssh_watch import Watcher, is_id
@@ -85,6 +87,8 @@ class SSHProvider(Provider):
         if own is not None and own.started:
             return  # it runs, or waits its turn, or has ended
         looks, silent = self._fleet.look(parsed.digest)
+        if any(one["moved"] is not None for look in looks.values() for one in look["tasks"].values()):
+            looks, silent = self._after_moves(parsed, looks)
         placement = self._placed_already(task_id, looks)
         if placement is None:
             placement = self._place(spec, parsed, looks, silent)
@@ -95,16 +99,19 @@ class SSHProvider(Provider):
             raise self._fleet.out_of_reach(task_id, placement)
         self._fleet.remember(task_id, placement)
         hosts = self._fleet.hosts_of(placement)
-        for host in hosts:
-            self._start(spec, task_id, placement, host, leader=hosts[0])
+        started = [self._start(spec, task_id, placement, host, leader=hosts[0]) for host in hosts]
+        if not all(started):  # it has been moved since we looked
+            self._watcher.look([task_id])
+            return
         self._fleet.remember(task_id, replace(placement, started=True), write=True)
 
-    def _start(self, spec: TaskSpec, task_id: str, placement: Placement, host: Host, *, leader: Host) -> None:
+    def _start(self, spec: TaskSpec, task_id: str, placement: Placement, host: Host, *, leader: Host) -> bool:
         settings = {
             "kill_grace_s": self.settings.kill_grace_s,
             "retention_s": self.settings.retention_days * 86400,
         }
-        ssh_orders.start(spec, task_id, placement, host, leader=leader, settings=settings)
+        among = {one.name: one.id if one.transport.connected else None for one in self.hosts}
+        return ssh_orders.start(spec, task_id, placement, host, leader=leader, settings=settings, among=among)
 
     def submit_many(self, tasks: Sequence[tuple[TaskSpec, str]]) -> None:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -114,15 +121,22 @@ class SSHProvider(Provider):
 
     def _placed_already(self, task_id: str, looks: Looks) -> Placement | None:
         """Return where the task is, if anybody knows: a note on a host, its folder, a note here."""
-        attempt = str(TaskId.parse(task_id).attempt)
         own = self._fleet.recall(task_id)
-        for look in looks.values():
-            note = look["notes"].get(attempt)
-            if note is not None:
-                found = Placement.read(note)
-                return found if own is None or own.places != found.places else own
-        there = [host for host, look in looks.items() if attempt in look["tasks"]]
-        return Placement((Place(there[0].id, there[0].name),)) if there else own
+        found = whereabouts(TaskId.parse(task_id).attempt, looks)
+        if found is None or (own is not None and (own.places == found.places or own.moves > found.moves)):
+            return own
+        return found
+
+    def _after_moves(self, task_id: TaskId, looks: Looks) -> Heard:
+        """Look once more when moves that were begun are finished: who died may have left one half-way."""
+        moved = {
+            str(one["task_id"])
+            for look in looks.values()
+            for one in look["tasks"].values()
+            if one["moved"] is not None
+        }
+        self._watcher.look(moved)
+        return self._fleet.ask_about([task_id.digest])[task_id.digest]
 
     def _place(
         self, spec: TaskSpec, task_id: TaskId, looks: Looks, silent: Mapping[Host, FlowError]
@@ -221,18 +235,28 @@ class SSHProvider(Provider):
 
     def _everywhere(self, verb: str, task_ids: Iterable[str]) -> None:
         """Do a verb for tasks, on each host for its own. Raises ProviderUnavailable for those that cannot be told."""
+        left = {*filter(is_id, task_ids)}
+        while left:
+            left = self._wherever(verb, left)
+            stuck = [one for one in self._watcher.look(left).values() if one.reason == "unreachable"]
+            if stuck:
+                raise ProviderUnavailable("; ".join(f"task {one.task_id} is {one.message}" for one in stuck))
+
+    def _wherever(self, verb: str, task_ids: Iterable[str]) -> set[str]:
+        """Do a verb where tasks are as far as is known; return those that have been moved away from there."""
         wanted: dict[Host, list[str]] = {}
-        for task_id in filter(is_id, task_ids):
+        for task_id in task_ids:
             placement = self._fleet.recall(task_id)
             hosts = self.hosts if placement is None else self._fleet.hosts_of(placement)
             for host in hosts:
                 wanted.setdefault(host, []).append(task_id)
-        _, silent = together(
+        moved, silent = together(
             wanted, lambda host: host.call(verb, task_ids=wanted[host]), patience_s=_PATIENCE_S
         )
         lost = [host for host in silent if any(map(self._fleet.recall, wanted[host]))]
         if lost or (silent and len(silent) == len(wanted)):
             raise self._fleet.nobody(silent)
+        return {task_id for answer in moved.values() for task_id in answer}
 
     # -- capabilities
 

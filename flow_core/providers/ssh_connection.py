@@ -84,7 +84,9 @@ class HostTransport(Reconnecting):
         if self.outage is None:
             self._try()
         else:
-            self._try_in_background()
+            self.try_again()
+            if self._trying is not None:
+                self._trying.join(_WAIT_S)
         if self._client is not None and self._client.broken is None:
             return self._client
         raise self._unavailable()
@@ -112,7 +114,8 @@ class HostTransport(Reconnecting):
             else:
                 self.outage, self._pause = None, _AGAIN_S
 
-    def _try_in_background(self) -> None:
+    def try_again(self) -> None:
+        """Call a host that does not answer, in the background, unless it was called just now."""
         if self._connecting.acquire(blocking=False):
             try:
                 if time.monotonic() >= self._next_try and (
@@ -124,9 +127,6 @@ class HostTransport(Reconnecting):
                     self._trying.start()
             finally:
                 self._connecting.release()
-        trying = self._trying
-        if trying is not None:
-            trying.join(_WAIT_S)
 
     def _start_agent(self) -> AgentClient:
         python = self.host.python or self.settings.python

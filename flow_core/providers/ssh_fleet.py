@@ -128,6 +128,14 @@ class Fleet:
         named = (host for host in self.hosts if host.name == place.name and not host.transport.connected)
         return next(named, None)
 
+    def find_host(self, place: Place) -> Host | None:
+        """Do `host`, and ask all hosts for their names where it is not known yet."""
+        found = self.host(place)
+        if found is None:
+            together(self.hosts, lambda host: host.id, patience_s=_PATIENCE_S)
+            found = self.host(place)
+        return found
+
     def hosts_of(self, placement: Placement) -> list[Host]:
         """Return the hosts of a placement, those that are still in the settings."""
         return [host for host in map(self.host, placement.places) if host is not None]

@@ -154,6 +154,11 @@ class _Crew:
 _crew = _Crew()
 
 
+def in_background(work: Callable[[], None]) -> None:
+    """Do something in a thread that nobody waits for; it may be cut off by the end of the process."""
+    _crew.do(work)
+
+
 def _after_fork() -> None:
     global _crew  # noqa: PLW0603 - its threads stayed in the parent
     _crew = _Crew()

@@ -19,6 +19,7 @@ from flow_core.providers.ssh_places import Placement
 from flow_core.providers.transfers import send_archive, send_blob
 from flow_core.providers.transport import BlobsMissing
 from flow_core.runner.inventory import UNBUFFERED
+from flow_core.runner.task import MOVE_BYTES
 
 #: What is smaller travels with the task, what is larger once per content.
 _INLINE_BYTES = 65536
@@ -51,6 +52,11 @@ class Files:
         files.inline = b"".join(small)
         return files
 
+    def keep_room(self, name: str, size: int) -> None:
+        """Add a file that only takes space."""
+        self.listed.append({"name": name, "size": size})
+        self.inline += b" " * size
+
     def send(self, host: Host) -> None:
         """Store the large ones that a host does not have."""
         for sha in host.call("missing_blobs", shas=[*self.blobs]):
@@ -67,31 +73,40 @@ def start(
     *,
     leader: Host,
     settings: Mapping[str, float],
-) -> None:
-    """Have a host start its part of a task, unless it has. Raises ProviderUnavailable.
+    among: Mapping[str, str | None],
+) -> bool:
+    """Have a host start its part of a task, unless it has. False: it has been moved. Raises ProviderUnavailable.
 
-    `settings` are kill_grace_s and retention_s.
+    `settings` are kill_grace_s and retention_s; `among` are all hosts by name, with what those call themselves that
+    were heard of.
     """
-    job = _job(spec, task_id, placement, host, settings["kill_grace_s"]).render(spec, task_id)
+    job = job_for(spec, task_id, placement, host, settings["kill_grace_s"])
     if len(placement.places) > 1:
         _make_one_of_many(job, placement, host, leader)
     record = folders.record(spec, task_id, submitted_at=datetime.now(timezone.utc))
     record["placed"] = placement.hosts
     files = Files.of(spec)
+    if spec.gpu_count and spec.num_instances == 1 and spec.region is None and len(among) > 1:
+        record.update(among=dict(among), files=[*files.listed], moves=placement.moves)
+        files.keep_room("here", MOVE_BYTES)
     order = {"task_id": task_id, "job": job, "spec": record, "files": files.listed}
     for last in (False, True):
         try:
-            host.call(
+            started: bool = host.call(
                 "start", data=files.inline, deadline_s=60.0, retention_s=settings["retention_s"], **order
             )
-            return
+            return started
         except BlobsMissing:
             if last:
                 raise
             files.send(host)
+    raise AssertionError("not reached")
 
 
-def _job(spec: TaskSpec, task_id: str, placement: Placement, host: Host, kill_grace_s: float) -> Job:
+def job_for(
+    spec: TaskSpec, task_id: str, placement: Placement, host: Host, kill_grace_s: float
+) -> dict[str, Any]:
+    """Return the orders for a host's runner."""
     hello, parsed = host.hello, TaskId.parse(task_id)
     facts, home, runner = hello["facts"], hello["home"], hello["runner"]
     nodes = sum(place.nodes for place in placement.places if place.id == host.id)
@@ -108,7 +123,7 @@ def _job(spec: TaskSpec, task_id: str, placement: Placement, host: Host, kill_gr
         }
     gpus = spec.gpu_count * nodes
     queue = {"queue": f"{home}/queue", "slots": f"{home}/gpus"}
-    return Job(
+    job = Job(
         python=facts["python"] if container is None else "python",
         call=f"{runner}/flow_runner/call.py",
         base_env=facts["environment"] if container is None else UNBUFFERED,
@@ -118,6 +133,7 @@ def _job(spec: TaskSpec, task_id: str, placement: Placement, host: Host, kill_gr
         container=container,
         mounts=mounts,
     )
+    return job.render(spec, task_id)
 
 
 def _make_one_of_many(job: dict[str, Any], placement: Placement, host: Host, leader: Host) -> None:

@@ -1,7 +1,9 @@
-"""On which hosts a task is: chosen once, written down on every host that can be reached and here, then kept to.
+"""On which hosts a task is: chosen, and written down on every host that can be reached and here.
 
-What `flow_core.runner.notes` holds on one machine is put together here for all of them. A task is never started where
-a note says that it is somewhere else, whether that place can be reached or not.
+It stays there, but for a task that waits for GPUs and is moved to a host that has some (`ssh_moves`): of two who name
+different places, the one that knows of more moves is right. What `flow_core.runner.notes` holds on one machine is put
+together here for all of them. A task is never started where a note says that it is somewhere else, whether that place
+can be reached or not.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class Place:
 class Placement:
     """Where a task is, rank after rank; and what a snapshot tells of it while nobody there can be asked.
 
-    The machines of one task know each other by its `secret`.
+    The machines of one task know each other by its `secret`. `moves`: how often it has changed its place.
     """
 
     places: tuple[Place, ...]
@@ -49,17 +51,25 @@ class Placement:
     started: bool = False
     age_s: float = 0.0
     secret: str = field(default="", repr=False)
+    moves: int = 0
 
     @classmethod
     def read(cls, note: Mapping[str, Any]) -> Placement:
         """Read a note."""
         places = tuple(Place(one["id"], one["name"], one["nodes"]) for one in note["hosts"])
         started, age_s = bool(note.get("started")), float(note.get("age_s", 0.0))
-        return cls(places, note.get("told", {}), started, age_s, note.get("secret", ""))
+        secret, moves = note.get("secret", ""), note.get("moves", 0)
+        return cls(places, note.get("told", {}), started, age_s, secret, moves)
+
+    @classmethod
+    def moved(cls, moved: Mapping[str, Any]) -> Placement:
+        """Read what is left of a task where it was (`moves.withdraw`)."""
+        return cls.read({"hosts": [moved["to"]], "moves": moved["moves"], "started": True})
 
     def note(self) -> dict[str, Any]:
         """Write a note. Pure but for who we are."""
         said = {"told": dict(self.told), "started": self.started, "secret": self.secret, "by": _WE}
+        said["moves"] = self.moves
         return {"v": 1, "hosts": self.hosts, **said}
 
     @property
@@ -151,7 +161,7 @@ def choose(spec: TaskSpec, hosts: Sequence[Host], silent: Mapping[Host, FlowErro
     able: dict[Host, int] = {}
     for host in hosts:
         try:
-            able[host] = _nodes_for(spec, host)
+            able[host] = nodes_for(spec, host)
         except SpecRejected as error:
             refused.append(error)
     free = dict(able)
@@ -172,7 +182,7 @@ def choose(spec: TaskSpec, hosts: Sequence[Host], silent: Mapping[Host, FlowErro
 _MANY = 1 << 20
 
 
-def _nodes_for(spec: TaskSpec, host: Host) -> int:
+def nodes_for(spec: TaskSpec, host: Host) -> int:
     """Return how many of a task's nodes a host could ever run at once. Raises SpecRejected for none."""
     if spec.region is not None and spec.region != host.name:
         raise SpecRejected(f"region={spec.region!r} is not the host {host.name}")
@@ -222,7 +232,9 @@ def agree(task_id: str, wanted: Placement, hosts: Sequence[Host]) -> Placement:
     for host in sorted(hosts, key=lambda host: host.id):
         try:
             there = Placement.read(host.call("put_note", task_id=task_id, note=carried.note()))
-            if there.places != carried.places:
+            if there.places != carried.places and there.moves < carried.moves:
+                host.call("put_note", task_id=task_id, note=carried.note(), replace=True)
+            elif there.places != carried.places:
                 carried = there
                 for earlier in written:
                     earlier.call("put_note", task_id=task_id, note=carried.note(), replace=True)
@@ -234,7 +246,20 @@ def agree(task_id: str, wanted: Placement, hosts: Sequence[Host]) -> Placement:
     return replace(carried, told=wanted.told)
 
 
-# -- the attempt before
+# -- where it is
+
+
+def whereabouts(attempt: int, looks: Looks) -> Placement | None:
+    """Return where hosts say that an attempt is, None where nobody knows it."""
+    number = str(attempt)
+    found = [Placement.read(look["notes"][number]) for look in looks.values() if number in look["notes"]]
+    there = {host: look["tasks"][number] for host, look in looks.items() if number in look["tasks"]}
+    found += [Placement.moved(one["moved"]) for one in there.values() if one["moved"] is not None]
+    here = {host: one for host, one in there.items() if one["moved"] is None}
+    if here:
+        places = tuple(Place(host.id, host.name) for host in here)
+        found.append(Placement(places, moves=max(one["moves"] for one in here.values())))
+    return max(found, key=lambda placement: placement.moves, default=None)
 
 
 def held_by_the_attempt_before(task_id: TaskId, looks: Looks) -> Placement | None:
@@ -242,15 +267,11 @@ def held_by_the_attempt_before(task_id: TaskId, looks: Looks) -> Placement | Non
 
     The next one must be placed there too: nobody else can wait for its end.
     """
-    before = str(task_id.attempt - 1)
-    noted = [look["notes"][before] for look in looks.values() if before in look["notes"]]
-    there = {host: look["tasks"][before] for host, look in looks.items() if before in look["tasks"]}
-    if noted:
-        placement = Placement.read(noted[0])
-    elif there:
-        placement = Placement(tuple(Place(host.id, host.name) for host in there))
-    else:
+    placement = whereabouts(task_id.attempt - 1, looks)
+    if placement is None:
         return None
+    before = str(task_id.attempt - 1)
+    there = {host: look["tasks"][before] for host, look in looks.items() if before in look["tasks"]}
     if all(
         any(host.id == place.id and one["gone"] for host, one in there.items()) for place in placement.places
     ):

@@ -1,4 +1,4 @@
-"""Which host a task goes to, that it goes nowhere else, and what is said while its host cannot be asked."""
+"""Which host a task goes to, that it is on no other one, and what is said while its host cannot be asked."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_gpu_tasks_go_where_a_gpu_is_free(here: Flow) -> None:
     tasks = [running(here, gpu="a100") for _ in range(6)]
     assert Counter(task.host for task in tasks) == {"h1": 2, "h2": 2, "h3": 2}
     last = here.run("true", gpu="a100", upload_code=False)
-    waiting = f"waiting for its turn on host {last.host}, where it stays"
+    waiting = f"waiting for its turn on host {last.host}"
     until(lambda: last.message == waiting, "a task in the queue")
     next(task for task in tasks if task.host == last.host).cancel()
     last.wait(30)
