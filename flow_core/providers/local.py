@@ -27,7 +27,7 @@ from flow_core.providers.local_sessions import LocalSessions
 from flow_core.providers.local_shell import LocalShell
 from flow_core.providers.local_volumes import LocalVolumes
 from flow_core.providers.spi import Provider
-from flow_core.runner import logs, machine, slots
+from flow_core.runner import logs, machine, slots, sweeping
 from flow_core.runner.bell import FolderBell
 from flow_core.runner.inventory import UNBUFFERED, base_environment, can_mount
 
@@ -184,7 +184,7 @@ class LocalProvider(Provider):
         machine.release(str(self.home), [*task_ids])
 
     def _sweep(self) -> None:
-        machine.sweep(str(self.home), self.settings.retention_days * 86400)
+        sweeping.sweep(str(self.home), self.settings.retention_days * 86400)
 
     # -- capabilities
 

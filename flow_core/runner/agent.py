@@ -29,6 +29,7 @@ from . import (
     proc,
     slurm_look,
     slurm_tools,
+    sweeping,
 )
 from .machine import Refused
 
@@ -276,8 +277,8 @@ VERBS: dict[str, Callable[..., Any]] = {
     "remove": remove,
     "create": create,
     "launch": machine.launch,
-    "missing_blobs": machine.missing_blobs,
-    "keep_blob": machine.keep_blob,
+    "missing_blobs": blobs.missing_blobs,
+    "keep_blob": blobs.keep_blob,
     "missing_parts": blobs.missing_parts,
     "join_blob": blobs.join_blob,
     "find": machine.find,
@@ -291,7 +292,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "locate": machine.locate,
     "cancel": machine.cancel,
     "release": machine.release,
-    "sweep": machine.sweep,
+    "sweep": sweeping.sweep,
     "await_end": bell.await_end,
     "look": notes.look,
     "put_note": notes.put,

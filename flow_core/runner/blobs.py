@@ -17,6 +17,43 @@ Parts = List[List[Any]]
 _Index = Dict[str, Tuple[str, int, int]]
 
 
+def missing_blobs(home: str, shas: list[str]) -> list[str]:
+    """Return those that are not here; the others are kept for a while longer."""
+    absent = []
+    for sha in shas:
+        try:
+            os.utime(machine.blob_path(home, sha))
+        except FileNotFoundError:
+            absent.append(sha)
+    return absent
+
+
+def keep_blob(home: str, sha: str, *, draft: str, offset: int, total: int, data: bytes) -> bool:
+    """Store a piece of a blob, in any order; return True when it is whole, checked and there under its name.
+
+    `draft` is the sender's own name for this transfer. Raises Refused (invalid) when the content is another one.
+    """
+    target = machine.blob_path(home, sha)
+    machine.private(os.path.dirname(target))
+    path = os.path.join(os.path.dirname(target), ".new-" + machine.inside(draft).replace("/", "_"))
+    fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(fd, data, offset)
+    finally:
+        os.close(fd)
+    if offset + len(data) < total:
+        return False
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for piece in iter(lambda: file.read(1 << 20), b""):
+            digest.update(piece)
+    if digest.hexdigest() != sha:
+        os.unlink(path)
+        raise Refused("invalid", f"what arrived as {sha} has another content", ("Send it again.",))
+    os.rename(path, target)
+    return True
+
+
 def missing_parts(home: str, parts: Parts) -> list[str]:
     """Return the SHA-256 of those parts that no blob here has, each once, in their order."""
     known = _index(home)

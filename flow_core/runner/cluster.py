@@ -23,7 +23,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from . import machine, proc, slurm_text, slurm_tools, task
+from . import machine, proc, slurm_text, slurm_tools, sweeping, task
 from .machine import Refused
 from .slurm_facts import elsewhere, facts_of, job_name, known_job
 
@@ -257,8 +257,8 @@ def _scancel(arguments: list[str], deadline_s: float) -> str | None:
 
 
 def sweep(home: str, retention_s: float) -> None:
-    """Do `machine.sweep`, and remove the arrays that are older."""
-    machine.sweep(home, retention_s)
+    """Do `sweeping.sweep`, and remove the arrays that are older."""
+    sweeping.sweep(home, retention_s)
     shelf, limit = os.path.join(home, "arrays"), time.time() - max(retention_s, 86400.0) * 2
     for name in os.listdir(shelf) if os.path.isdir(shelf) else ():
         path = os.path.join(shelf, name)

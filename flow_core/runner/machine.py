@@ -24,7 +24,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from typing import Any
 
 from . import proc, slots, task
@@ -33,11 +32,6 @@ from .strict_json import encode
 
 #: What stays of a task whose results the host has stored.
 RECORDS = frozenset({"spec.json", "claimed", "alive", "started.json", "exit.json", "released"})
-
-_SWEEP_EVERY_S = 3600.0
-_MOST_LOG_BYTES = 1024 * 1024
-_MOVED_S = 90 * 86400.0
-_DRAFT_S = 86400.0  # a submit that still copies its files is younger
 
 
 class Refused(Exception):
@@ -320,43 +314,6 @@ def blob_path(home: str, sha: str) -> str:
     return os.path.join(home, "blobs", sha)
 
 
-def missing_blobs(home: str, shas: list[str]) -> list[str]:
-    """Return those that are not here; the others are kept for a while longer."""
-    absent = []
-    for sha in shas:
-        try:
-            os.utime(blob_path(home, sha))
-        except FileNotFoundError:
-            absent.append(sha)
-    return absent
-
-
-def keep_blob(home: str, sha: str, *, draft: str, offset: int, total: int, data: bytes) -> bool:
-    """Store a piece of a blob, in any order; return True when it is whole, checked and there under its name.
-
-    `draft` is the sender's own name for this transfer. Raises Refused (invalid) when the content is another one.
-    """
-    target = blob_path(home, sha)
-    private(os.path.dirname(target))
-    path = os.path.join(os.path.dirname(target), ".new-" + inside(draft).replace("/", "_"))
-    fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        os.pwrite(fd, data, offset)
-    finally:
-        os.close(fd)
-    if offset + len(data) < total:
-        return False
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for piece in iter(lambda: file.read(1 << 20), b""):
-            digest.update(piece)
-    if digest.hexdigest() != sha:
-        os.unlink(path)
-        raise Refused("invalid", f"what arrived as {sha} has another content", ("Send it again.",))
-    os.rename(path, target)
-    return True
-
-
 # -- looking
 
 
@@ -490,7 +447,7 @@ def remove_all_but(kept: frozenset[str], folder: str) -> None:
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path, ignore_errors=True)
         else:
-            _remove(entry.path)
+            remove(entry.path)
 
 
 def _known(home: str, task_ids: list[str]) -> list[tuple[str, str]]:
@@ -503,73 +460,8 @@ def _known(home: str, task_ids: list[str]) -> list[tuple[str, str]]:
     return folders
 
 
-def sweep(home: str, retention_s: float) -> None:
-    """Remove tasks that ended longer ago than the retention time; looked for once an hour at most."""
-    stamp = os.path.join(home, ".swept")
-    now = time.time()
-    try:
-        if now - os.stat(stamp).st_mtime < _SWEEP_EVERY_S:
-            return
-    except FileNotFoundError:
-        pass
-    os.close(os.open(stamp, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-    os.utime(stamp)
-    log = os.path.join(home, "runner.log")
-    if os.path.exists(log) and os.path.getsize(log) > _MOST_LOG_BYTES:
-        _remove(log)
-    for key in _entries(os.path.join(home, "tasks")):
-        for attempt in _entries(key.path):
-            if attempt.name.startswith(".new-"):  # of a submit that was killed
-                _remove_older(attempt.path, now - _DRAFT_S)
-                continue
-            last = task.read_json(attempt.path, "exit.json") or task.read_json(attempt.path, "cleared") or {}
-            ended = last.get("ended_at", now)
-            if now - ended > retention_s:
-                _retire(attempt.path, now - ended - retention_s)
-    for blob in _entries(os.path.join(home, "blobs")):
-        _remove_older(
-            blob.path, now - (_DRAFT_S if blob.name.startswith(".") else max(retention_s, _DRAFT_S))
-        )
-
-
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    try:
-        return list(os.scandir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _retire(folder: str, overdue_s: float) -> None:
-    """Remove a task. Of one that came from another machine the record stays: nobody may bring it once more."""
-    if (task.read_json(folder, "spec.json") or {}).get("moves") and overdue_s < _MOVED_S:
-        if not any(os.path.exists(os.path.join(folder, name)) for name in ("released", "moved")):
-            strip(folder)
-        return
-    _remove_task(folder)
-
-
-def _remove_task(folder: str) -> None:
-    trash = os.path.join(os.path.dirname(folder), ".old-" + os.urandom(8).hex())
-    try:
-        os.rename(folder, trash)  # gone at once for everybody who looks, then removed at leisure
-    except FileNotFoundError:  # somebody else sweeps too
-        return
-    shutil.rmtree(trash, ignore_errors=True)
-
-
-def _remove_older(path: str, limit: float) -> None:
-    try:
-        if os.stat(path).st_mtime >= limit:
-            return
-    except FileNotFoundError:
-        return
-    if os.path.isdir(path):
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        _remove(path)
-
-
-def _remove(path: str) -> None:
+def remove(path: str) -> None:
+    """Remove a file, if it is there."""
     try:
         os.unlink(path)
     except OSError as error:

@@ -14,7 +14,7 @@ import time
 import zlib
 from typing import Any
 
-from . import machine, slots, task
+from . import machine, slots, sweeping, task
 
 #: A note is small, and the longest task may be longer than the time for which ended ones are kept (seconds).
 KEPT_S = 90 * 86400.0
@@ -207,8 +207,8 @@ def _from_note(home: str, task_id: str) -> dict[str, Any]:
 
 
 def sweep(home: str, retention_s: float) -> None:
-    """Remove what is too old (`machine.sweep`), notes among it."""
-    machine.sweep(home, retention_s)
+    """Remove what is too old (`sweeping.sweep`), notes among it."""
+    sweeping.sweep(home, retention_s)
     forget(home)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flow_core.runner import machine, moves, notes, proc, slots, task
+from flow_core.runner import machine, moves, notes, proc, slots, sweeping, task
 from flow_core.runner.machine import Refused
 
 ID = "task-0123456789abcdef-1"
@@ -304,7 +304,7 @@ def test_a_task_is_adopted_a_second_time_neither_when_it_went_on_nor_when_it_was
     moves.adopt(str(home), ID, **orders)
     folder = machine.place(str(home), ID)
     until(lambda: exit_of(folder) and runners(home) == [])
-    machine.sweep(str(home), 0.0)
+    sweeping.sweep(str(home), 0.0)
     facts = task.probe(folder)
     assert facts is not None and facts["released"]
     moves.adopt(str(home), ID, **orders)
@@ -321,7 +321,7 @@ def test_a_mark_is_kept_until_the_task_has_arrived(home: Path, busy: list[int]) 
     assert (told["files"], data) == ([{"name": "payload", "size": 3}], b"abc")
     assert busy and moves.withdraw(str(home), ID, THERE, 1)
     assert moves.pack(str(home), ID)[1] == b"abc"
-    machine.sweep(str(home), 0.0)
+    sweeping.sweep(str(home), 0.0)
     assert task.moved(folder)
     moves.clear(str(home), ID, {"v": 1, "hosts": [THERE], "moves": 1})
     assert not os.path.exists(os.path.join(folder, "job.json"))
@@ -331,7 +331,7 @@ def test_a_mark_is_kept_until_the_task_has_arrived(home: Path, busy: list[int]) 
     assert (seen["moved"]["to"], seen["cleared"]) == (THERE, True)
     os.unlink(home / ".swept")
     time.sleep(0.05)
-    machine.sweep(str(home), 0.0)
+    sweeping.sweep(str(home), 0.0)
     assert not os.path.exists(folder)
     started = notes.start(str(home), ID, job=job(home), spec=record(), files=files(), retention_s=1e6)
     assert started is False and not os.path.exists(folder), "a submitter that comes very late"
