@@ -24,7 +24,8 @@ SHELL := bash
 PYTHON ?= python3
 JOBS   ?= 2
 HOSTS  := airflow prefect dagster
-SUITES := core faults ssh slurm demo airflow airflow-pg airflow-celery airflow-3.1 prefect dagster
+# The longest first, so that two at a time are soon through.
+SUITES := airflow slurm ssh airflow-pg core airflow-3.1 prefect dagster airflow-celery faults demo
 
 env  = $(PYTHON) scripts/env.py
 core = .venvs/core/bin
