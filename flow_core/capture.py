@@ -207,10 +207,7 @@ def _loaders() -> tuple[bytes, tuple[bytes, ...]]:
     names = vars(cloudpickle)
     ours = {name for name, value in names.items() if getattr(value, "__module__", "") == cloudpickle.__name__}
     try:
-        parts = [names[name] for name in _LOADERS]
-        text = "\n".join(
-            inspect.getsource(one if isinstance(one, FunctionType) else type(one)) for one in parts
-        )
+        text = "\n".join(_source(names[name]) for name in _LOADERS)
     except (KeyError, OSError, TypeError):
         return b"", ()
     if global_names(compile(text, "", "exec")) & set(names) - {
@@ -224,6 +221,21 @@ def _loaders() -> tuple[bytes, tuple[bytes, ...]]:
     code = compile(f"import sys, types\n{text}", f"{CLOUDPICKLE_ZIP}/cloudpickle/cloudpickle.py", "exec")
     others = ours.difference(_LOADERS, ("dump", "dumps"))  # words of any text, and in no pickle
     return marshal.dumps(code), tuple(name.encode() for name in sorted(others))
+
+
+def _source(one: object) -> str:
+    """Return the source of a function, or of the decorated class that something is the one instance of.
+
+    `inspect.getsource` would parse a class's whole file into a tree, which Python 3.11 cannot do while another thread
+    does the same (python/cpython#106905). Raises OSError where there is no source.
+    """
+    if isinstance(one, FunctionType):
+        return inspect.getsource(one)
+    lines, _ = inspect.findsource(sys.modules[type(one).__module__])
+    at = next((at for at, line in enumerate(lines) if line.startswith(f"class {type(one).__name__}:")), None)
+    if at is None or not lines[at - 1].startswith("@"):
+        raise OSError(f"no source of {one!r}")
+    return lines[at - 1] + "".join(inspect.getblock(lines[at:]))
 
 
 def _check(function: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import gc
 import logging
 import sys
 import threading
@@ -472,3 +473,28 @@ def test_nothing_of_ours_stays_in_the_import_system_once_linecache_is_there(mach
         return [str(one) for one in (*sys.meta_path, linecache.__loader__, linecache.__spec__.loader)]
 
     assert not [text for text in send(machine, f).value if "flow" in text]
+
+
+def test_threads_capture_their_first_functions_at_once() -> None:
+    """Python 3.11 cannot parse a class's file in two of them: it gives way to another thread in the middle of that."""
+    failures: list[BaseException] = []
+
+    def first() -> None:
+        try:
+            assert capture._loaders.__wrapped__()[0]
+        except BaseException as error:  # noqa: BLE001 - a thread's fault is the test's
+            failures.append(error)
+
+    def give_way(*_: object) -> None:
+        time.sleep(0.001)
+
+    threads = [threading.Thread(target=first) for _ in range(4)]
+    gc.callbacks.append(give_way)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        gc.callbacks.remove(give_way)
+    assert failures == []
