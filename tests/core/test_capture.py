@@ -482,7 +482,7 @@ def test_threads_capture_their_first_functions_at_once() -> None:
     def first() -> None:
         try:
             assert capture._loaders.__wrapped__()[0]
-        except BaseException as error:  # noqa: BLE001 - a thread's fault is the test's
+        except BaseException as error:
             failures.append(error)
 
     def give_way(*_: object) -> None:
