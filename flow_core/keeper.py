@@ -134,7 +134,7 @@ class Keeper:
 
     def call_name(self, future: Future) -> str:
         """Return the name of the file that holds the outcome of a call."""
-        return f"{self.door.client}-{future.number}"
+        return wire.call_name(self.door.client, future.number)
 
     # -- the control connection
 

@@ -23,6 +23,7 @@ from flow_core.flow import Flow
 from flow_core.futures import DONE, FAILED, SENT, Future, call_back, ending
 from flow_core.ids import TaskId, is_task_id
 from flow_core.object_ref import Codec, ObjectRef, task_uri
+from flow_core.runner import wire
 from flow_core.runner.parcels import Parcel
 from flow_core.task_futures import of_task
 
@@ -104,7 +105,7 @@ def ref_of(engine: Engine, task_id: str, name: str, timeout: float | None) -> Ob
     Raises TimeoutError; WorkerDiedError where the session has ended without writing it.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    file, attempt = f"calls/{name}", 0
+    file, attempt = f"{wire.CALLS_FOLDER}/{name}", 0
     while True:
         ended = engine.poll([task_id])[task_id].status.final  # looked at first
         with contextlib.suppress(ResourceNotFoundError):
@@ -152,7 +153,7 @@ class KeptCalls:
             return True
         ended = self.flow.engine.poll([self.task_id])[self.task_id].status.final  # looked at first
         try:
-            data = self.flow.engine.collect(self.task_id, f"calls/{self._name}")
+            data = self.flow.engine.collect(self.task_id, f"{wire.CALLS_FOLDER}/{self._name}")
         except ResourceNotFoundError:
             if not ended or self._follow():
                 return False

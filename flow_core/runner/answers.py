@@ -112,7 +112,7 @@ class Answers:
         if number in stream.kept:
             stream.kept.discard(number)
             header = {"v": WIRE_VERSION, "ok": False, "error": message["record"], "why": message.get("why")}
-            self._store(f"{stream.client}-{number}", json.dumps(header).encode() + b"\n", b"")
+            self._store(wire.call_name(stream.client, number), json.dumps(header).encode() + b"\n", b"")
         body = json.dumps(message).encode()
         stream.answer(wire.ERROR, number, parcels.JSON, body, more=call.micros, before=call.log)
 
@@ -147,7 +147,7 @@ class Answers:
 
         Return where it is, as `objects.Resolver` is told; None where it could not be written. Raises NotSerializable.
         """
-        stream, name = call.stream, f"{call.stream.client}-{call.number}"
+        stream, name = call.stream, wire.call_name(call.stream.client, call.number)
         stream.kept.discard(call.number)
         if call.definition.codec == parcels.JSON:
             codec, data = "json", to_json(value, "result")
@@ -157,10 +157,10 @@ class Answers:
         if not self._store(name, json.dumps(header).encode() + b"\n", data):
             return None
         about = {one: header[one] for one in ("codec", "size", "sha256")}
-        return {"uri": name, "file": f"calls/{name}", "tail": True, **about}
+        return {"uri": name, "file": f"{wire.CALLS_FOLDER}/{name}", "tail": True, **about}
 
     def _store(self, name: str, header: bytes, data: bytes) -> bool:
-        folder = os.path.join(self.folder, "calls")
+        folder = os.path.join(self.folder, wire.CALLS_FOLDER)
         path = os.path.join(folder, name)
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)

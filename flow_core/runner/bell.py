@@ -29,9 +29,8 @@ class FolderBell:
 
     _free = threading.Semaphore(8)  # a user has a hundred for all programs together
 
-    _spare: ClassVar[
-        list[int]
-    ] = []  # one that is kept: the kernel takes ten milliseconds and more to close one
+    #: One that is kept: the kernel takes ten milliseconds and more to close one.
+    _spare: ClassVar[list[int]] = []
 
     def __init__(self, descriptor: int, watches: list[int]) -> None:
         self._descriptor = descriptor

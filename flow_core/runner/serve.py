@@ -28,9 +28,6 @@ KEY_FILE = "session.key"
 ABOUT_FILE = "session.json"
 """Beside the door in the task's folder: the shared key, and what a client needs to know beforehand."""
 
-CALLS_FOLDER = "calls"
-"""Where outcomes lie that another process may ask for: files as `result`, named by client and number."""
-
 _TICK_S = 1.0
 _END_GRACE_S = 2.0
 _CONTROL_LIMIT_BYTES = 128 * 1024 * 1024
@@ -269,11 +266,11 @@ class Supervisor:
         name, data = str(message["name"]), client.blobs.pop(number)
         if not _NAME.fullmatch(name):
             raise wire.ProtocolError(f"{name!r} is no name of a call")
-        os.makedirs(os.path.join(self.folder, CALLS_FOLDER), mode=0o700, exist_ok=True)
-        if _is_value(data) and _is_value(self._first_line(os.path.join(CALLS_FOLDER, name))):
+        os.makedirs(os.path.join(self.folder, wire.CALLS_FOLDER), mode=0o700, exist_ok=True)
+        if _is_value(data) and _is_value(self._first_line(os.path.join(wire.CALLS_FOLDER, name))):
             return  # the worker has written it, and there may be references to just these bytes
         try:
-            self._write(os.path.join(CALLS_FOLDER, name), data)
+            self._write(os.path.join(wire.CALLS_FOLDER, name), data)
         except OSError as error:
             sys.stderr.write(f"the outcome of call {name} could not be written: {error}\n")
 
@@ -283,7 +280,7 @@ class Supervisor:
             if not _NAME.fullmatch(name) or not name.startswith(f"{client.name}-"):
                 raise wire.ProtocolError(f"{name!r} is no name of a call of {client.name}")
             try:
-                os.unlink(os.path.join(self.folder, CALLS_FOLDER, name))
+                os.unlink(os.path.join(self.folder, wire.CALLS_FOLDER, name))
             except OSError:
                 pass
 

@@ -102,6 +102,17 @@ class Frames:
         return frames
 
 
+# -- outcomes in files
+
+CALLS_FOLDER = "calls"
+"""Where outcomes lie that another process may ask for: files as `result`, named by client and number."""
+
+
+def call_name(client: str, number: int) -> str:
+    """Return the name under which the outcome of a client's call is kept: that of its file."""
+    return f"{client}-{number}"
+
+
 # -- the handshake
 
 
